@@ -1,0 +1,3 @@
+//! The standfast daemon and command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The link engine: mirrors Kafka topics byte for byte and offset for offset.

@@ -1,0 +1,1 @@
+//! Kafka connections and the RecordBatch header view, in pure Rust.

@@ -1,0 +1,1 @@
+//! Kafka producers and consumers that survive the loss of a cluster.

@@ -1,0 +1,1 @@
+//! Small applications on the wrapper, and ready configuration files.

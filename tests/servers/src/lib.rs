@@ -1,0 +1,1 @@
+//! Obtains and runs real Kafka, Consul and Vault servers for tests and the demo.
