@@ -1,1 +1,69 @@
+#![forbid(unsafe_code)]
 //! Credentials of the clusters: read, watch and renew, from Vault or a file.
+
+mod credentials;
+mod error;
+mod file;
+mod options;
+mod status;
+mod watch;
+
+pub use credentials::{Credentials, Pem, SecretPath, SecretString};
+pub use error::{Error, VaultFailure};
+pub use options::{FileOptions, SecretsOptions, VaultAuth, VaultOptions, VaultTls};
+pub use status::{LoginStatus, SecretStatus, SecretsStatus};
+pub use watch::{SecretsHandle, SecretsWatch};
+
+use file::SecretsFile;
+use watch::Source;
+
+/// Where credentials are read from. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Secrets {
+    backend: Backend,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    None,
+    File(SecretsFile),
+}
+
+impl Secrets {
+    /// Checks the options. Nothing is read and nobody is called yet.
+    pub fn new(options: SecretsOptions) -> Result<Self, Error> {
+        let backend = match options {
+            SecretsOptions::None => Backend::None,
+            SecretsOptions::File(options) => Backend::File(SecretsFile::new(&options)?),
+            SecretsOptions::Vault(options) => {
+                options.check()?;
+                return Err(Error::InvalidOption {
+                    option: "backend",
+                    reason: "\"vault\" is not built yet".to_owned(),
+                });
+            }
+        };
+        Ok(Self { backend })
+    }
+
+    /// Reads one secret, now. For more than a single look use [`Secrets::watch`]: it keeps one login to Vault alive,
+    /// while every call of this function makes its own.
+    pub async fn read(&self, path: &SecretPath) -> Result<Credentials, Error> {
+        match &self.backend {
+            Backend::None => Err(Error::NoBackend { path: path.clone() }),
+            Backend::File(file) => file.load().await?.credentials(path),
+        }
+    }
+
+    /// A watch over `paths`: spawn [`SecretsWatch::run`], ask the [`SecretsHandle`].
+    pub fn watch(&self, paths: Vec<SecretPath>) -> (SecretsWatch, SecretsHandle) {
+        let source = match &self.backend {
+            Backend::None => Source::None,
+            Backend::File(file) => Source::File {
+                file: file.clone(),
+                seen: None,
+            },
+        };
+        SecretsWatch::new(source, paths)
+    }
+}
