@@ -19,6 +19,7 @@ mod kafka;
 mod obtain;
 mod ports;
 mod process;
+mod programs;
 mod progress;
 mod scratch;
 
@@ -26,6 +27,7 @@ pub use error::Error;
 pub use kafka::{KafkaBuilder, KafkaCluster};
 pub use obtain::{Installed, KafkaInstall, Server, VaultInstall, VaultKind, obtain};
 pub use process::ServerProcess;
+pub use programs::{Profile, workspace_program};
 pub use progress::{Progress, Silent, Terminal};
 
 /// Result with this crate's [`Error`].

@@ -1,0 +1,93 @@
+//! Standfast's own programs, built by cargo and run as child processes beside the servers.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// The cargo profile of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As in tests: quick to build.
+    Dev,
+    /// As installed: for measurements.
+    Release,
+}
+
+#[derive(Deserialize)]
+struct BuildMessage {
+    executable: Option<PathBuf>,
+    target: Option<BuildTarget>,
+}
+
+#[derive(Deserialize)]
+struct BuildTarget {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Every program that was built in this process, by profile: cargo is asked once.
+static BUILT: Mutex<Vec<(Profile, Vec<(String, PathBuf)>)>> = Mutex::new(Vec::new());
+
+/// Path of the workspace's binary `name` (for example `standfast`), built first if it is out of date.
+///
+/// All binaries of the workspace are built together: the features of shared dependencies are then the ones of
+/// `cargo test --workspace`, and nothing is compiled twice.
+pub fn workspace_program(name: &str, profile: Profile) -> Result<PathBuf> {
+    let mut built = BUILT
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !built.iter().any(|(of, _)| *of == profile) {
+        let programs = build(profile)?;
+        built.push((profile, programs));
+    }
+    let found = built
+        .iter()
+        .filter(|(of, _)| *of == profile)
+        .flat_map(|(_, programs)| programs)
+        .find(|(program, _)| program == name);
+    found
+        .map(|(_, path)| path.clone())
+        .ok_or_else(|| Error::Obtain {
+            server: name.to_owned(),
+            detail: "the workspace has no binary of that name".to_owned(),
+        })
+}
+
+fn build(profile: Profile) -> Result<Vec<(String, PathBuf)>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args([
+            "build",
+            "--workspace",
+            "--bins",
+            "--message-format=json-render-diagnostics",
+        ])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if profile == Profile::Release {
+        command.arg("--release");
+    } else {
+        command.arg("--quiet");
+    }
+    let output = command.output().map_err(Error::io("run cargo build"))?;
+    if !output.status.success() {
+        return Err(Error::Obtain {
+            server: "the workspace's programs".to_owned(),
+            detail: "cargo build failed, see above".to_owned(),
+        });
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let programs = messages.lines().filter_map(|line| {
+        let message: BuildMessage = serde_json::from_str(line).ok()?;
+        let target = message.target?;
+        let is_program = target.kind.iter().any(|kind| kind == "bin");
+        Some((target.name, message.executable.filter(|_| is_program)?))
+    });
+    Ok(programs.collect())
+}
