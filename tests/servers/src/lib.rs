@@ -13,8 +13,9 @@
 //! | `STANDFAST_KEEP_SCRATCH` | Set to anything: the scratch folders (data, logs) are left behind for a look |
 #![forbid(unsafe_code)]
 
+mod consul;
 mod error;
-
+mod http;
 mod kafka;
 mod obtain;
 mod ports;
@@ -22,13 +23,16 @@ mod process;
 mod programs;
 mod progress;
 mod scratch;
+mod vault;
 
+pub use consul::{Consul, ConsulBuilder};
 pub use error::Error;
 pub use kafka::{KafkaBuilder, KafkaCluster};
 pub use obtain::{Installed, KafkaInstall, Server, VaultInstall, VaultKind, obtain};
 pub use process::ServerProcess;
 pub use programs::{Profile, workspace_program};
 pub use progress::{Progress, Silent, Terminal};
+pub use vault::Vault;
 
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

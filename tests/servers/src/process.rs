@@ -146,3 +146,67 @@ pub(crate) fn tail(log: &Path) -> String {
 fn read_lossy(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// Run as a process of its own by the test below.
+    #[test]
+    #[ignore = "waits to be killed"]
+    fn owner_that_waits_to_be_killed() {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & wait"]);
+        let server = ServerProcess::spawn(command, &folder.join("log"), Some(&folder)).unwrap();
+        println!("\nserver {} {}", server.pid(), folder.display());
+        thread::sleep(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_server_does_not_outlive_an_owner_killed_by_sigkill() {
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "process::tests::owner_that_waits_to_be_killed",
+                "--ignored",
+                "--nocapture",
+            ])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+        let line = lines
+            .map_while(io::Result::ok)
+            .find(|line| line.starts_with("server "))
+            .unwrap();
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (process, folder) = (
+            PathBuf::from("/proc").join(fields[1]),
+            PathBuf::from(fields[2]),
+        );
+        assert!(process.exists() && folder.exists());
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_running(&process) || folder.exists() {
+            assert!(
+                Instant::now() < deadline,
+                "{} or {} is still there",
+                process.display(),
+                folder.display()
+            );
+            thread::sleep(POLL);
+        }
+    }
+
+    /// An orphan that nobody reaps stays as a zombie in a container without an init.
+    fn is_running(process: &Path) -> bool {
+        let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    }
+}
