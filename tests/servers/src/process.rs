@@ -25,7 +25,7 @@ const LOG_TAIL_LINES: usize = 25;
 /// A killed server's files may still change for a moment, hence the repeats.
 const WATCHDOG: &str = r#"
 read -r _
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 [ -n "$2" ] || exit 0
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf -- "$2" 2>/dev/null && exit 0

@@ -29,8 +29,11 @@ struct BuildTarget {
     kind: Vec<String>,
 }
 
+/// Names and paths.
+type Programs = Vec<(String, PathBuf)>;
+
 /// Every program that was built in this process, by profile: cargo is asked once.
-static BUILT: Mutex<Vec<(Profile, Vec<(String, PathBuf)>)>> = Mutex::new(Vec::new());
+static BUILT: Mutex<Vec<(Profile, Programs)>> = Mutex::new(Vec::new());
 
 /// Path of the workspace's binary `name` (for example `standfast`), built first if it is out of date.
 ///
@@ -57,7 +60,7 @@ pub fn workspace_program(name: &str, profile: Profile) -> Result<PathBuf> {
         })
 }
 
-fn build(profile: Profile) -> Result<Vec<(String, PathBuf)>> {
+fn build(profile: Profile) -> Result<Programs> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
