@@ -6,6 +6,7 @@ mod error;
 mod file;
 mod options;
 mod status;
+mod vault;
 mod watch;
 
 pub use credentials::{Credentials, Pem, SecretPath, SecretString};
@@ -15,6 +16,7 @@ pub use status::{LoginStatus, SecretStatus, SecretsStatus};
 pub use watch::{SecretsHandle, SecretsWatch};
 
 use file::SecretsFile;
+use vault::Vault;
 use watch::Source;
 
 /// Where credentials are read from. Cheap to clone.
@@ -27,21 +29,16 @@ pub struct Secrets {
 enum Backend {
     None,
     File(SecretsFile),
+    Vault(Vault),
 }
 
 impl Secrets {
-    /// Checks the options. Nothing is read and nobody is called yet.
+    /// Checks the options. Only Vault's CA file is read; nobody is called yet.
     pub fn new(options: SecretsOptions) -> Result<Self, Error> {
         let backend = match options {
             SecretsOptions::None => Backend::None,
             SecretsOptions::File(options) => Backend::File(SecretsFile::new(&options)?),
-            SecretsOptions::Vault(options) => {
-                options.check()?;
-                return Err(Error::InvalidOption {
-                    option: "backend",
-                    reason: "\"vault\" is not built yet".to_owned(),
-                });
-            }
+            SecretsOptions::Vault(options) => Backend::Vault(Vault::new(options)?),
         };
         Ok(Self { backend })
     }
@@ -52,6 +49,7 @@ impl Secrets {
         match &self.backend {
             Backend::None => Err(Error::NoBackend { path: path.clone() }),
             Backend::File(file) => file.load().await?.credentials(path),
+            Backend::Vault(vault) => vault.session().read(path).await,
         }
     }
 
@@ -63,6 +61,7 @@ impl Secrets {
                 file: file.clone(),
                 seen: None,
             },
+            Backend::Vault(vault) => Source::Vault(Box::new(vault.session())),
         };
         SecretsWatch::new(source, paths)
     }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::file::{self, SecretsFile, Stamp};
+use crate::vault::Session;
 use crate::{Credentials, Error, LoginStatus, SecretPath, SecretsStatus};
 
 type Known = BTreeMap<SecretPath, Arc<Credentials>>;
@@ -179,6 +180,7 @@ pub(crate) enum Source {
         file: SecretsFile,
         seen: Option<(Stamp, BTreeSet<SecretPath>)>,
     },
+    Vault(Box<Session>),
 }
 
 impl Source {
@@ -186,6 +188,7 @@ impl Source {
         match self {
             Self::None => "none".to_owned(),
             Self::File { file, .. } => format!("file {}", file.path().display()),
+            Self::Vault(session) => session.describe(),
         }
     }
 
@@ -206,6 +209,7 @@ impl Source {
                 login: None,
                 pause: file::POLL,
             },
+            Self::Vault(session) => session.round(paths).await,
         }
     }
 }
