@@ -197,9 +197,10 @@ async fn the_watch_sees_a_flip_at_once_and_never_goes_back() {
 async fn a_malformed_or_missing_file_keeps_the_old_view() {
     let folder = tempfile::tempdir().unwrap();
     let discovery = discovery(folder.path());
+    let record = first();
     let path = folder.path().join("payments/active.json");
     set(discovery
-        .compare_and_set(&fleet(), None, &first())
+        .compare_and_set(&fleet(), None, &record)
         .await
         .unwrap());
     let (mut handle, _guard) = watch(&discovery);
@@ -215,7 +216,7 @@ async fn a_malformed_or_missing_file_keeps_the_old_view() {
         Err(Error::Malformed { .. })
     ));
 
-    std::fs::write(&path, first().to_json().unwrap()).unwrap();
+    std::fs::write(&path, record.to_json().unwrap()).unwrap();
     wait_for(&mut handle, |v| v.last_error.is_none()).await;
     std::fs::remove_file(&path).unwrap();
     let view = wait_for(&mut handle, |v| v.last_error.is_some()).await;
@@ -231,7 +232,7 @@ async fn a_malformed_or_missing_file_keeps_the_old_view() {
     assert_eq!(view.record, good.record);
     std::fs::remove_file(folder.path().join("payments")).unwrap();
     set(discovery
-        .compare_and_set(&fleet(), None, &first())
+        .compare_and_set(&fleet(), None, &record)
         .await
         .unwrap());
     let view = wait_for(&mut handle, |v| {
