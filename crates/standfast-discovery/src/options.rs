@@ -15,6 +15,7 @@ const WAIT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 /// The backend and how to reach it; in TOML a table with `backend = "consul"` or `backend = "file"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "backend", rename_all = "lowercase")]
+#[allow(clippy::large_enum_variant, reason = "made once per process")]
 pub enum DiscoveryOptions {
     /// One or several Consul clusters.
     Consul(ConsulOptions),

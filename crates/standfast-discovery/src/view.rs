@@ -66,6 +66,8 @@ impl FleetView {
 pub(crate) enum Report {
     /// The endpoint answered with a good record, or with none.
     Answer(Option<FleetRecord>),
+    /// The endpoint answered without a leader: what it holds may be old, so it does not make the view live.
+    Unconfirmed(Option<FleetRecord>, String),
     /// The endpoint answered, but its value is not a record.
     Malformed(String),
     /// The endpoint did not answer.
@@ -142,6 +144,14 @@ impl Board {
                 endpoint.error = Some(error);
                 self.answered(index);
                 None
+            }
+            Report::Unconfirmed(offered, reason) => {
+                WatchCounters::add(&self.counters.failures);
+                let known = self.view.record.as_deref();
+                let (adopted, _) = endpoint.judge(offered, known, &self.counters);
+                endpoint.state = EndpointState::Failing;
+                endpoint.error = Some(reason);
+                adopted
             }
             Report::Answer(offered) => {
                 let known = self.view.record.as_deref();
@@ -350,6 +360,19 @@ mod tests {
         assert_eq!(board.view().source, ViewSource::Stale { since });
         board.report(0, Report::Answer(Some(record(1, ""))));
         assert_eq!(board.view().source, ViewSource::Live);
+    }
+
+    #[test]
+    fn an_answer_without_a_leader_counts_only_by_its_epoch() {
+        let mut board = board(1);
+        board.report(0, Report::Answer(Some(record(7, ""))));
+        assert!(board.report(
+            0,
+            Report::Unconfirmed(Some(record(8, "")), "no leader".into())
+        ));
+        assert_eq!(board.view().epoch(), Some(Epoch(8)));
+        assert!(matches!(board.view().source, ViewSource::Stale { .. }));
+        assert_eq!(board.view().last_error.as_deref(), Some("no leader"));
     }
 
     #[test]
