@@ -1,3 +1,37 @@
-//! Developer commands: demo, test, bench, servers.
+//! Developer commands: `cargo xtask test` and `cargo xtask servers`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod servers;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of Standfast.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build everything, obtain the real servers, run every test
+    Test(test::Arguments),
+    /// Two Kafka clusters (west, east), Consul and Vault in the background, for hand work
+    #[command(subcommand)]
+    Servers(servers::Command),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Servers(command) => servers::run(&command),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
