@@ -337,7 +337,7 @@ impl Cluster {
             match attempt {
                 Ok(response) => return Ok(response),
                 Err(error) => {
-                    self.cache().coordinators.remove(&(kind, Arc::from(key)));
+                    self.forget_coordinator(kind, key);
                     retry.after(error).await?;
                 }
             }
@@ -428,6 +428,16 @@ impl Cluster {
         Err(unreachable(&self.shared.bootstrap, last))
     }
 
+    /// The bootstrap addresses, to name the cluster in errors that no single broker is to blame for.
+    pub(crate) fn bootstrap(&self) -> Arc<str> {
+        Arc::clone(&self.shared.bootstrap)
+    }
+
+    /// The next call asks which broker coordinates `key`.
+    pub(crate) fn forget_coordinator(&self, kind: CoordinatorKind, key: &str) {
+        self.cache().coordinators.remove(&(kind, Arc::from(key)));
+    }
+
     pub(crate) fn retry(&self) -> Retry {
         Retry::within(self.shared.options.request_timeout)
     }
@@ -454,7 +464,7 @@ impl Cluster {
         checked::<R>(&connection, response, subject, error_of)
     }
 
-    fn leader_in(
+    pub(crate) fn leader_in(
         &self,
         metadata: &Metadata,
         topic: &str,

@@ -158,6 +158,21 @@ impl Connection {
         })
     }
 
+    /// Sends a hand-made request frame and gives the answer frame; both include their headers.
+    pub(crate) async fn call_frame(
+        &self,
+        api: &'static str,
+        timeout: Duration,
+        encode: impl FnOnce(i32, &str) -> Bytes,
+    ) -> Result<Bytes, Error> {
+        let correlation_id = self
+            .shared
+            .next_correlation_id
+            .fetch_add(1, Ordering::Relaxed);
+        let frame = encode(correlation_id, &self.shared.client_id);
+        self.exchange(frame, correlation_id, api, timeout).await
+    }
+
     /// The version that [`Connection::call`] uses for `R`.
     ///
     /// # Errors

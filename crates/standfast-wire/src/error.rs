@@ -207,6 +207,14 @@ impl Error {
         }
     }
 
+    /// Names the broker in an error of a decoder, which does not know it.
+    pub(crate) fn at(mut self, address: &Arc<str>) -> Self {
+        if let Self::Decode { broker, .. } = &mut self {
+            *broker = Arc::clone(address);
+        }
+        self
+    }
+
     pub(crate) fn io(broker: &Arc<str>, action: &'static str, source: io::Error) -> Self {
         Self::Io {
             broker: Arc::clone(broker),

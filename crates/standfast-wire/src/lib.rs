@@ -8,6 +8,7 @@
 //! It is not a client library: no record is decoded, nothing is batched or balanced.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod batch;
 mod cluster;
 mod connection;

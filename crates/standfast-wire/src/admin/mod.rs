@@ -1,0 +1,205 @@
+//! Admin calls, thin and typed. Those about partitions take many at once, group them by leader, and repeat what failed
+//! for reasons that pass.
+
+mod configs;
+mod groups;
+mod offsets;
+mod topics;
+mod transactions;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use kafka_protocol::messages::TopicName;
+use kafka_protocol::protocol::StrBytes;
+use tokio::task::JoinSet;
+
+use crate::cluster::Cluster;
+use crate::connection::Connection;
+use crate::error::{Error, ResponseError};
+use crate::metadata::{BrokerId, TopicPartition};
+
+pub use configs::{ConfigChange, ConfigEntry, ConfigResource};
+pub use groups::{CommittedOffset, GroupDescription};
+pub use offsets::{FetchedBatches, ListedOffset, OffsetSpec};
+pub use topics::NewTopic;
+pub use transactions::{ActiveProducer, ProducerIdentity, TransactionDescription};
+
+/// Partitions put into one request.
+const PARTITIONS_PER_REQUEST: usize = 2000;
+
+/// One result per partition, in no particular order.
+pub type PerPartition<T> = Vec<(TopicPartition, Result<T, Error>)>;
+
+/// What one leader answered about each partition, with the question for a repeat.
+type Answers<Q, T> = Vec<(TopicPartition, Q, Result<T, Error>)>;
+
+impl Cluster {
+    /// Asks the leader of each partition, all leaders at the same time. `ask` sends one request about many partitions and
+    /// must return one answer for each of them.
+    async fn per_leader<Q, T, A, F>(
+        &self,
+        questions: Vec<(TopicPartition, Q)>,
+        ask: A,
+    ) -> PerPartition<T>
+    where
+        Q: Clone + Send + 'static,
+        T: Send + 'static,
+        A: Fn(Connection, Vec<(TopicPartition, Q)>) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<Answers<Q, T>, Error>> + Send + 'static,
+    {
+        let mut done = Vec::with_capacity(questions.len());
+        let mut open = questions;
+        let mut retry = self.retry();
+        loop {
+            let mut failed: Answers<Q, T> = Vec::new();
+            let mut requests = JoinSet::new();
+            for (leader, questions) in self.by_leader(open, &mut failed).await {
+                for chunk in questions.chunks(PARTITIONS_PER_REQUEST) {
+                    requests.spawn(self.clone().ask_leader(leader, chunk.to_vec(), ask.clone()));
+                }
+            }
+            while let Some(joined) = requests.join_next().await {
+                failed.extend(joined.unwrap_or_default());
+            }
+            let mut last = None;
+            open = Vec::new();
+            let mut errors = Vec::new();
+            for (partition, question, answer) in failed {
+                match answer {
+                    Err(error) if error.is_retriable() => {
+                        if error.is_stale_metadata() {
+                            self.invalidate_leader(&partition.topic, partition.partition);
+                        }
+                        last = Some(error.clone());
+                        open.push((partition, question));
+                        errors.push(error);
+                    }
+                    answer => done.push((partition, answer)),
+                }
+            }
+            let Some(last) = last else { return done };
+            if retry.after(last).await.is_err() {
+                let partitions = open.into_iter().map(|(partition, _)| partition);
+                done.extend(partitions.zip(errors.into_iter().map(Err)));
+                return done;
+            }
+        }
+    }
+
+    /// Groups partitions by leader, with at most one metadata request. Those without a leader go to `failed`.
+    async fn by_leader<Q, T>(
+        &self,
+        questions: Vec<(TopicPartition, Q)>,
+        failed: &mut Answers<Q, T>,
+    ) -> BTreeMap<BrokerId, Vec<(TopicPartition, Q)>> {
+        let unknown = |(partition, _): &&(TopicPartition, Q)| {
+            self.cached_leader(&partition.topic, partition.partition)
+                .is_none()
+        };
+        let mut topics: Vec<&str> = questions
+            .iter()
+            .filter(unknown)
+            .map(|(partition, _)| &*partition.topic)
+            .collect();
+        topics.sort_unstable();
+        topics.dedup();
+        let refreshed = if topics.is_empty() {
+            Ok(())
+        } else {
+            self.topics(&topics).await.map(|_| ())
+        };
+        let metadata = self.metadata();
+        let mut grouped: BTreeMap<BrokerId, Vec<(TopicPartition, Q)>> = BTreeMap::new();
+        for (partition, question) in questions {
+            let leader = match &refreshed {
+                Ok(()) => self.leader_in(&metadata, &partition.topic, partition.partition),
+                Err(error) => Err(error.clone()),
+            };
+            match leader {
+                Ok(leader) => grouped
+                    .entry(leader)
+                    .or_default()
+                    .push((partition, question)),
+                Err(error) => failed.push((partition, question, Err(error))),
+            }
+        }
+        grouped
+    }
+
+    async fn ask_leader<Q, T, A, F>(
+        self,
+        leader: BrokerId,
+        questions: Vec<(TopicPartition, Q)>,
+        ask: A,
+    ) -> Answers<Q, T>
+    where
+        Q: Clone + Send + 'static,
+        A: Fn(Connection, Vec<(TopicPartition, Q)>) -> F,
+        F: Future<Output = Result<Answers<Q, T>, Error>>,
+    {
+        let answers = match self.connection(leader).await {
+            Ok(connection) => ask(connection, questions.clone()).await,
+            Err(error) => Err(error),
+        };
+        answers.unwrap_or_else(|error| {
+            let each = questions.into_iter();
+            each.map(|(partition, question)| (partition, question, Err(error.clone())))
+                .collect()
+        })
+    }
+}
+
+/// Puts partitions of the same topic together, as requests want them.
+fn by_topic<Q>(questions: &[(TopicPartition, Q)]) -> BTreeMap<&Arc<str>, Vec<(i32, &Q)>> {
+    let mut topics: BTreeMap<&Arc<str>, Vec<(i32, &Q)>> = BTreeMap::new();
+    for (partition, question) in questions {
+        topics
+            .entry(&partition.topic)
+            .or_default()
+            .push((partition.partition, question));
+    }
+    topics
+}
+
+/// Gives each question its answer; what the broker has left out is an error.
+fn match_answers<Q, T>(
+    connection: &Connection,
+    api: &'static str,
+    questions: Vec<(TopicPartition, Q)>,
+    mut answers: BTreeMap<TopicPartition, Result<T, ResponseError>>,
+) -> Answers<Q, T> {
+    let each = questions.into_iter().map(|(partition, question)| {
+        let answer = match answers.remove(&partition) {
+            Some(answer) => answer,
+            None => Err(ResponseError::UnknownServerError),
+        };
+        let subject = partition.to_string();
+        let answer = answer
+            .map_err(|code| Error::server(connection.broker(), api, Some(&subject), code, None));
+        (partition, question, answer)
+    });
+    each.collect()
+}
+
+/// `Err` if `code` is one.
+fn ok_or_code<T>(code: i16, value: T) -> Result<T, ResponseError> {
+    match ResponseError::try_from_code(code) {
+        None => Ok(value),
+        Some(code) => Err(code),
+    }
+}
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(str_bytes(name))
+}
+
+fn str_bytes(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+/// A duration as the protocol's i32 milliseconds.
+fn milliseconds(duration: std::time::Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
