@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{Credentials, Error, FileOptions, SecretPath};
 
 /// How often the file is looked at for a change.
-pub(crate) const POLL: Duration = Duration::from_millis(500);
+pub(crate) const POLL: Duration = Duration::from_millis(250);
 
 /// Largest secrets file, in bytes.
 const MAX_FILE_LEN: u64 = 4 * 1024 * 1024;

@@ -18,6 +18,12 @@ const REFRESH: Duration = Duration::from_millis(300);
 
 const READ_KAFKA: &str = r#"path "secret/data/kafka/*" { capabilities = ["read"] }"#;
 
+const LEAST_POLICY: &str = r#"
+path "secret/data/kafka/east" { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "auth/token/renew-self"  { capabilities = ["update"] }
+"#;
+
 /// A Vault with `kafka/east` and `kafka/west` in it, and a folder for token files.
 struct Site {
     vault: Vault,
@@ -177,8 +183,9 @@ async fn a_new_version_is_noticed_within_the_refresh() {
         .await
         .expect("in time")
         .expect("runs");
-    // Twice the refresh: the read itself takes time on a busy machine.
-    assert!(written.elapsed() < REFRESH * 2, "{:?}", written.elapsed());
+    // The read itself takes time on a busy machine.
+    let late = written.elapsed();
+    assert!(late < REFRESH + Duration::from_secs(1), "{late:?}");
     assert_eq!(running.password("kafka/east").as_deref(), Some("two"));
     assert_eq!(
         running
@@ -390,7 +397,7 @@ async fn an_expired_token_keeps_the_values_and_a_new_one_in_the_file_recovers() 
 
     site.put("kafka/east", "two");
     // Well into the longest pause between two tries: the new file has to end it.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     site.write("token", &site.token(READ_KAFKA, "1m"));
     let replaced = Instant::now();
     running
@@ -414,7 +421,17 @@ async fn an_expired_token_keeps_the_values_and_a_new_one_in_the_file_recovers() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_renewed_beyond_its_ttl_and_a_revoked_one_reported() {
     let site = Site::start();
-    let token = site.token(READ_KAFKA, "3s");
+    // Exactly what the crate's documentation calls the least, without Vault's default policy.
+    drop(site.token(LEAST_POLICY, "1m"));
+    let body = json!({"policies": ["kafka"], "ttl": "3s", "no_default_policy": true});
+    let made = site
+        .vault
+        .api("POST", "/v1/auth/token/create", Some(&body))
+        .expect("token");
+    let token = made["auth"]["client_token"]
+        .as_str()
+        .expect("token")
+        .to_owned();
     let file = site.write("token", &token);
     let running = Running::start(&site.secrets(VaultAuth::token_file(file)), &["kafka/east"]).await;
     running
