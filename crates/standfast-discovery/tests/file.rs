@@ -2,18 +2,57 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod fleet;
-
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fleet::{cluster, first, fleet, handoff, set, wait_for, watch};
 use standfast_discovery::*;
+use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
+fn fleet() -> FleetName {
+    FleetName::new("payments").unwrap()
+}
+
+fn cluster(name: &str) -> ClusterName {
+    ClusterName::new(name).unwrap()
+}
+
+fn first() -> FleetRecord {
+    let clusters = BTreeMap::from([
+        (cluster("west"), ClusterEntry::new("127.0.0.1:1")),
+        (cluster("east"), ClusterEntry::new("127.0.0.1:2")),
+    ]);
+    FleetRecord::first(cluster("west"), clusters, "test")
+}
+
 fn discovery(folder: &Path) -> Discovery {
-    fleet::discovery(DiscoveryOptions::file(folder))
+    Discovery::new(DiscoveryOptions::file(folder)).unwrap()
+}
+
+fn watch(discovery: &Discovery) -> (FleetWatchHandle, tokio_util::sync::DropGuard) {
+    let (watch, handle) = discovery.watch(fleet());
+    let shutdown = CancellationToken::new();
+    tokio::spawn(watch.run(shutdown.clone()));
+    (handle, shutdown.drop_guard())
+}
+
+async fn wait_for(
+    handle: &mut FleetWatchHandle,
+    condition: impl FnMut(&FleetView) -> bool,
+) -> FleetView {
+    let waited = tokio::time::timeout(DEADLINE, handle.wait_for(condition)).await;
+    waited
+        .unwrap_or_else(|_| panic!("not seen in time"))
+        .unwrap()
+}
+
+fn set(outcome: CasOutcome) -> Version {
+    match outcome {
+        CasOutcome::Set(version) => version,
+        CasOutcome::Conflict => panic!("conflict"),
+    }
 }
 
 #[tokio::test]
@@ -237,7 +276,15 @@ async fn handoffs_are_kept_per_epoch() {
         discovery.read_handoff(&fleet(), Epoch(2)).await.unwrap(),
         None
     );
-    let handoff = handoff();
+    let handoff = Handoff {
+        fleet: fleet(),
+        epoch: Epoch(2),
+        from: cluster("west"),
+        to: cluster("east"),
+        written_at: Timestamp::now(),
+        planned: false,
+        topics: BTreeMap::from([("orders".to_owned(), vec![Some(10), None])]),
+    };
     let key = discovery.write_handoff(&handoff).await.unwrap();
     assert!(folder.path().join(&key).exists(), "{key}");
     assert_eq!(

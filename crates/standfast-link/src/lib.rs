@@ -1,1 +1,36 @@
-//! The link engine: mirrors Kafka topics byte for byte and offset for offset.
+//! The link engine: mirrors Kafka topics byte for byte and offset for offset into a stock Apache Kafka cluster.
+//!
+//! [`Link`] runs, [`LinkHandle`] asks and steers. The logs are the state: there is no offsets topic and no checkpoint.
+//! `DESIGN.md` of the project explains compare-and-append, on which everything here rests.
+#![forbid(unsafe_code)]
+
+mod budget;
+mod calls;
+mod classify;
+mod description;
+mod error;
+mod fetcher;
+mod groups;
+mod guard;
+mod identity;
+mod link;
+mod metrics;
+mod options;
+mod partition;
+mod seed;
+mod shard;
+mod startup;
+mod status;
+mod topics;
+mod writer;
+
+pub use description::{
+    GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, MirrorStatus,
+    MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,
+};
+pub use error::Error;
+pub use link::{Link, LinkHandle};
+pub use options::{
+    BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
+    ProduceOptions,
+};

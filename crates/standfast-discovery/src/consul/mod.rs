@@ -302,7 +302,10 @@ impl Failures {
         Error::Unavailable {
             address: addresses.join(", "),
             key: key.to_owned(),
-            reason: reasons.join(" | "),
+            reason: format!(
+                "{}; check that Consul runs, has a leader and is reachable from here",
+                reasons.join(" | ")
+            ),
         }
     }
 }

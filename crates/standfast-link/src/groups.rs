@@ -1,0 +1,120 @@
+//! Carries committed offsets of consumer groups from the source to the destination, where they mean the same records.
+//!
+//! An offset is carried over only if its topic is mirrored and the group has no members on the destination; it is clamped to the destination's log end
+//! and goes backwards only if it went backwards on the source.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use standfast_wire::Cluster;
+use tracing::{debug, warn};
+
+use crate::calls::{self, Committed};
+use crate::link::Inner;
+use crate::partition::PartitionId;
+use crate::shard::Context;
+use crate::status::now_ms;
+
+/// Carries all groups over at every `group_sync_interval`.
+pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
+    if inner.options.groups.is_empty() {
+        return std::future::pending().await;
+    }
+    let mut tick = tokio::time::interval(inner.options.group_sync_interval);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        sync(&inner, &context.source, &context.destination).await;
+    }
+}
+
+/// Carries all groups over once; what goes wrong stands in the description of the group.
+pub(crate) async fn sync(inner: &Inner, source: &Cluster, destination: &Cluster) {
+    for group in &inner.options.groups {
+        let outcome = carry(inner, group, source, destination).await;
+        let mut groups = inner.groups();
+        let Some(description) = groups.iter_mut().find(|g| g.group == *group) else {
+            continue;
+        };
+        match outcome {
+            Ok(committed) => {
+                description.committed_offsets += committed;
+                description.last_success_ms = Some(now_ms());
+                description.error = None;
+            }
+            Err(text) => {
+                if description.error.as_ref() != Some(&text) {
+                    warn!(group, reason = %text, "group offsets not carried over");
+                }
+                description.error = Some(text);
+            }
+        }
+    }
+}
+
+async fn carry(
+    inner: &Inner,
+    group: &str,
+    source: &Cluster,
+    destination: &Cluster,
+) -> Result<u64, String> {
+    let mirrored: Vec<(PartitionId, Option<i64>)> = {
+        let topics = inner.topics();
+        topics
+            .iter()
+            .flat_map(|t| t.ids().zip(t.partitions().iter().map(|p| p.position())))
+            .collect()
+    };
+    let positions: HashMap<PartitionId, i64> = mirrored
+        .into_iter()
+        .filter_map(|(id, position)| Some((id, position?)))
+        .collect();
+    let theirs = calls::committed(source, group)
+        .await
+        .map_err(|e| format!("source: {e}"))?;
+    let theirs: HashMap<PartitionId, Committed> = theirs
+        .into_iter()
+        .filter(|(id, _)| positions.contains_key(id))
+        .collect();
+    if theirs.is_empty() {
+        return Ok(0);
+    }
+    let members = calls::group_members(destination, group)
+        .await
+        .map_err(|e| format!("destination: {e}"))?;
+    if members > 0 {
+        return Err(format!(
+            "CONSUMER_GROUP_IN_USE_ERROR: group {group:?} has {members} members on the destination; its offsets there are its own now"
+        ));
+    }
+    let ours = calls::committed(destination, group)
+        .await
+        .map_err(|e| format!("destination: {e}"))?;
+    let ids: Vec<PartitionId> = theirs.keys().cloned().collect();
+    let ends = calls::log_ends(destination, &ids).await;
+    let mut changed = HashMap::new();
+    for (id, mut committed) in theirs {
+        let Some(Ok(end)) = ends.get(&id) else {
+            return Err(format!("destination: the log end of {id} is not known"));
+        };
+        let clamped = committed.offset > *end;
+        committed.offset = committed.offset.min(*end);
+        let before = ours.get(&id);
+        let same = before
+            .is_some_and(|b| b.offset == committed.offset && b.metadata == committed.metadata);
+        // A clamped offset below what is there already would only undo an earlier, better one.
+        let backwards = clamped && before.is_some_and(|b| b.offset > committed.offset);
+        if !same && !backwards {
+            changed.insert(id, committed);
+        }
+    }
+    if changed.is_empty() || inner.stop.is_cancelled() {
+        return Ok(0);
+    }
+    let count = changed.len() as u64;
+    calls::commit(destination, group, &changed)
+        .await
+        .map_err(|e| format!("destination: {e}"))?;
+    debug!(group, count, "group offsets carried over");
+    Ok(count)
+}

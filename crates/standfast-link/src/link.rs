@@ -1,0 +1,525 @@
+//! The control plane of a link: connects, finds the producer id, creates the topics, starts the shards and watches over them.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use standfast_wire::{Cluster, ClusterOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::description::{
+    GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, StoppedMirror,
+};
+use crate::options::LinkOptions;
+use crate::partition::{PartitionId, Side};
+use crate::shard::{self, COMMAND_QUEUE, Command, Context};
+use crate::topics::{self, Topic};
+use crate::{Error, calls, groups, guard, identity, metrics};
+
+/// Longest wait between tries to reach a cluster.
+const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// The data threads must end within this time of a shutdown.
+const SHUTDOWN_MAX: Duration = Duration::from_millis(800);
+
+/// How long the destination may take to answer for its log ends after the mirrors were stopped.
+const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
+
+/// A link engine, ready to run.
+#[derive(Debug)]
+pub struct Link {
+    inner: Arc<Inner>,
+}
+
+/// Asks and steers a running link. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LinkHandle {
+    inner: Arc<Inner>,
+}
+
+/// What the control plane's jobs and the handles share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: Arc<LinkOptions>,
+    pub(crate) source: OnceLock<Cluster>,
+    pub(crate) destination: OnceLock<Cluster>,
+    pub(crate) producer_id: Arc<AtomicI64>,
+    /// Cancelled by a stop of the mirrors: nothing is written to the destination any more, by any part.
+    pub(crate) stop: CancellationToken,
+    shards: Mutex<Vec<mpsc::Sender<Command>>>,
+    topics: Mutex<Vec<Topic>>,
+    groups: Mutex<Vec<GroupDescription>>,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why the link is not ACTIVE.
+#[derive(Debug, Default, Clone)]
+struct Trouble {
+    source: Option<String>,
+    destination: Option<String>,
+    /// The trouble needs a person.
+    failed: bool,
+}
+
+impl Link {
+    /// Checks the options. Nothing is connected before [`Link::run`].
+    pub fn new(options: LinkOptions) -> Result<(Link, LinkHandle), Error> {
+        options.check()?;
+        let topics = options.topics.iter().map(|name| Topic::new(name)).collect();
+        let groups = options
+            .groups
+            .iter()
+            .map(|group| GroupDescription {
+                group: group.clone(),
+                ..GroupDescription::default()
+            })
+            .collect();
+        let inner = Arc::new(Inner {
+            options: Arc::new(options),
+            source: OnceLock::new(),
+            destination: OnceLock::new(),
+            producer_id: Arc::new(AtomicI64::new(-1)),
+            stop: CancellationToken::new(),
+            shards: Mutex::default(),
+            topics: Mutex::new(topics),
+            groups: Mutex::new(groups),
+            trouble: Mutex::default(),
+        });
+        Ok((
+            Link {
+                inner: Arc::clone(&inner),
+            },
+            LinkHandle { inner },
+        ))
+    }
+
+    /// Runs the link until `shutdown`. Clusters that are down, wrong or refuse are retried without end; the description says so. Ends within a second; what
+    /// was in flight then is found in the destination's log by the next start.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let inner = self.inner;
+        let started = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            started = start(&inner, &shutdown) => started?,
+        };
+        let Some(mut running) = started else {
+            // Stopped before it was connected.
+            shutdown.cancelled().await;
+            return Ok(());
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            Some(ended) = running.jobs.join_next() => {
+                if let Err(panicked) = ended {
+                    error!(link = %inner.options.name, error = %panicked, "a job of the link ended");
+                }
+                shutdown.cancelled().await;
+            }
+        }
+        running.jobs.shutdown().await;
+        inner.shards().clear();
+        let threads = running.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| drop(thread.join()))
+        });
+        if tokio::time::timeout(SHUTDOWN_MAX, joined).await.is_err() {
+            warn!(link = %inner.options.name, "a data thread did not end in time");
+        }
+        Ok(())
+    }
+}
+
+struct Running {
+    jobs: JoinSet<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Option<Running>, Error> {
+    let connected = async {
+        tokio::join!(connect(inner, Side::Source), async {
+            let destination = connect(inner, Side::Destination).await;
+            identity::find(inner, &destination).await;
+            destination
+        })
+    };
+    let (source, destination) = tokio::select! {
+        connected = connected => connected,
+        () = inner.stop.cancelled() => return Ok(None),
+    };
+    let context = Context {
+        options: Arc::clone(&inner.options),
+        source,
+        destination,
+        producer_id: Arc::clone(&inner.producer_id),
+        control: tokio::runtime::Handle::current(),
+    };
+    let mut threads = Vec::new();
+    for index in 0..inner.options.shards {
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let thread =
+            shard::spawn(index, context.clone(), queue, shutdown.clone()).map_err(|source| {
+                Error::Thread {
+                    link: inner.options.name.to_string(),
+                    source,
+                }
+            })?;
+        threads.push(thread);
+        inner.shards().push(commands);
+    }
+    let mut jobs = JoinSet::new();
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        topics::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        guard::keep(Arc::clone(inner), context.destination.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        identity::keep(Arc::clone(inner), context.destination.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        groups::keep(Arc::clone(inner), context),
+    ));
+    Ok(Some(Running { jobs, threads }))
+}
+
+async fn until_stopped(inner: Arc<Inner>, job: impl Future<Output = ()>) {
+    tokio::select! {
+        () = job => {}
+        () = inner.stop.cancelled() => {}
+    }
+}
+
+async fn connect(inner: &Arc<Inner>, side: Side) -> Cluster {
+    let (options, place): (&ClusterOptions, _) = match side {
+        Side::Source => (&inner.options.source, &inner.source),
+        Side::Destination => (&inner.options.destination, &inner.destination),
+    };
+    let mut wait = inner.options.backoff.min;
+    loop {
+        match Cluster::connect(options.clone()).await {
+            Ok(cluster) => {
+                inner.set_trouble(side, None);
+                info!(link = %inner.options.name, ?side, cluster_id = cluster.cluster_id(), "connected");
+                return place.get_or_init(|| cluster).clone();
+            }
+            Err(error) => {
+                inner.set_trouble(side, Some(&error));
+                if !error.is_retriable() {
+                    error!(link = %inner.options.name, ?side, %error, "cluster cannot be used, trying again");
+                    wait = CONNECT_BACKOFF_MAX;
+                } else {
+                    warn!(link = %inner.options.name, ?side, %error, "cluster not reached, trying again");
+                }
+            }
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(CONNECT_BACKOFF_MAX);
+    }
+}
+
+impl Inner {
+    pub(crate) fn topics(&self) -> MutexGuard<'_, Vec<Topic>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn groups(&self) -> MutexGuard<'_, Vec<GroupDescription>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shards(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Command>>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shard that partition `index` of the link belongs to.
+    pub(crate) fn shard(&self, index: usize) -> Option<mpsc::Sender<Command>> {
+        let shards = self.shards();
+        shards.get(index % shards.len().max(1)).cloned()
+    }
+
+    pub(crate) fn all_shards(&self) -> Vec<mpsc::Sender<Command>> {
+        self.shards().clone()
+    }
+
+    /// Notes that a cluster is in trouble, or no longer.
+    pub(crate) fn set_trouble(&self, side: Side, error: Option<&standfast_wire::Error>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = error.map(|e| e.to_string());
+        match side {
+            Side::Source => trouble.source = text,
+            Side::Destination => trouble.destination = text,
+        }
+        trouble.failed = match error {
+            Some(error) => !error.is_retriable(),
+            None => trouble.failed && (trouble.source.is_some() || trouble.destination.is_some()),
+        };
+    }
+
+    fn state(&self, mirrors: &[MirrorDescription]) -> (LinkState, Option<String>) {
+        use crate::description::PartitionState::SourceUnavailable;
+        if self.stop.is_cancelled() {
+            return (LinkState::Stopped, None);
+        }
+        let trouble = self
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let text = match (&trouble.source, &trouble.destination) {
+            (Some(source), Some(destination)) => {
+                Some(format!("source: {source}; destination: {destination}"))
+            }
+            (Some(source), None) => Some(format!("source: {source}")),
+            (None, Some(destination)) => Some(format!("destination: {destination}")),
+            (None, None) => None,
+        };
+        if let Some(text) = text {
+            return (
+                if trouble.failed {
+                    LinkState::Failed
+                } else {
+                    LinkState::Unavailable
+                },
+                Some(text),
+            );
+        }
+        if let Some(partition) = mirrors
+            .iter()
+            .flat_map(|m| &m.mirror_lags)
+            .find(|p| p.state == SourceUnavailable)
+        {
+            return (
+                LinkState::Unavailable,
+                partition
+                    .error
+                    .as_ref()
+                    .map(|text| format!("source: {text}")),
+            );
+        }
+        let connected = self.source.get().is_some() && self.destination.get().is_some();
+        (
+            if connected {
+                LinkState::Active
+            } else {
+                LinkState::Unknown
+            },
+            None,
+        )
+    }
+}
+
+impl LinkHandle {
+    /// The link as it is now. Never waits for a cluster.
+    pub fn describe(&self) -> LinkDescription {
+        let inner = &self.inner;
+        let name = inner.options.name.as_str();
+        let mirrors: Vec<MirrorDescription> = inner
+            .topics()
+            .iter()
+            .map(|topic| topic.describe(name))
+            .collect();
+        let (link_state, link_error) = inner.state(&mirrors);
+        let id = inner.producer_id.load(Ordering::Acquire);
+        LinkDescription {
+            link_name: name.to_owned(),
+            link_state,
+            link_error,
+            source_cluster_id: inner.source.get().map(|c| c.cluster_id().to_owned()),
+            destination_cluster_id: inner.destination.get().map(|c| c.cluster_id().to_owned()),
+            producer_id: (id >= 0).then_some(id),
+            mirrors,
+            groups: inner.groups().clone(),
+        }
+    }
+
+    /// Failover: stops all mirrors for good. Waits until what is in flight is answered, at most `deadline`; then the connections are closed, and after
+    /// this returns nothing is appended. Never waits for the source. May be called again.
+    pub async fn stop_mirrors(&self, deadline: Duration) -> Result<Vec<StoppedMirror>, Error> {
+        let inner = &self.inner;
+        inner.stop.cancel();
+        let until = Instant::now() + deadline;
+        let mut answers = Vec::new();
+        for shard in inner.all_shards() {
+            let (done, answer) = oneshot::channel();
+            if shard
+                .send(Command::Stop {
+                    deadline: until,
+                    done,
+                })
+                .await
+                .is_ok()
+            {
+                answers.push(answer);
+            }
+        }
+        let mut drained = true;
+        for answer in answers {
+            drained &= answer.await.unwrap_or(false);
+        }
+        let Some(destination) = inner.destination.get() else {
+            return Err(Error::NotConnected {
+                link: inner.options.name.to_string(),
+                cluster: "destination",
+            });
+        };
+        let ids = self.partitions(destination).await?;
+        let asked = calls::log_ends(destination, &ids);
+        let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {
+            ids.iter().map(|id| (id.clone(), Err(format!("the destination did not answer for its log end within {LOG_ENDS_MAX:?}")))).collect()
+        });
+        let topics = inner.topics();
+        Ok(ids
+            .iter()
+            .map(|id| {
+                let end = ends
+                    .get(id)
+                    .cloned()
+                    .unwrap_or_else(|| Err("the destination did not name a log end".to_owned()));
+                topics::status(&topics, id).describe_stopped(&id.topic, id.partition, drained, end)
+            })
+            .collect())
+    }
+
+    /// The partitions known to the link; for topics that it could not start (the source was never reached), those that the destination knows.
+    async fn partitions(&self, destination: &Cluster) -> Result<Vec<PartitionId>, Error> {
+        let unknown: Vec<Arc<str>> = self
+            .inner
+            .topics()
+            .iter()
+            .filter(|t| t.partitions().is_empty())
+            .map(|t| t.name())
+            .collect();
+        let mut ids: Vec<PartitionId> = self.inner.topics().iter().flat_map(Topic::ids).collect();
+        if !unknown.is_empty() {
+            let names: Vec<&str> = unknown.iter().map(|n| &**n).collect();
+            let metadata = destination
+                .topics(&names)
+                .await
+                .map_err(|source| self.error("destination", source))?;
+            for topic in unknown {
+                let count = metadata
+                    .topics
+                    .get(&topic)
+                    .map_or(0, |t| t.partitions.len());
+                ids.extend(
+                    (0..i32::try_from(count).unwrap_or(0)).map(|partition| PartitionId {
+                        topic: Arc::clone(&topic),
+                        partition,
+                    }),
+                );
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Asks both clusters for their log ends: first the source, then the destination, so that no record is counted as mirrored too early.
+    pub async fn lag_now(&self) -> Result<Vec<LagNow>, Error> {
+        let link = || self.inner.options.name.to_string();
+        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
+            link: link(),
+            cluster: "source",
+        })?;
+        let destination = self
+            .inner
+            .destination
+            .get()
+            .ok_or_else(|| Error::NotConnected {
+                link: link(),
+                cluster: "destination",
+            })?;
+        let metadata = source
+            .topics(
+                &self
+                    .inner
+                    .options
+                    .topics
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>(),
+            )
+            .await
+            .map_err(|e| self.error("source", e))?;
+        let ids: Vec<PartitionId> = self
+            .inner
+            .topics()
+            .iter()
+            .flat_map(|topic| {
+                let name = topic.name();
+                let count = metadata
+                    .topics
+                    .get(&name)
+                    .map_or(0, |t| i32::try_from(t.partitions.len()).unwrap_or(0));
+                (0..count).map(move |partition| PartitionId {
+                    topic: Arc::clone(&name),
+                    partition,
+                })
+            })
+            .collect();
+        let mut source_ends = calls::log_ends(source, &ids).await;
+        let mut destination_ends = calls::log_ends(destination, &ids).await;
+        let unanswered = |cluster: &'static str, text: String| Error::LogEnd {
+            link: link(),
+            cluster,
+            reason: text,
+        };
+        let missing = || Err("no answer".to_owned());
+        ids.into_iter()
+            .map(|id| {
+                let source_end = source_ends
+                    .remove(&id)
+                    .unwrap_or_else(missing)
+                    .map_err(|t| unanswered("source", format!("{id}: {t}")))?;
+                let destination_end = destination_ends
+                    .remove(&id)
+                    .unwrap_or_else(missing)
+                    .map_err(|t| unanswered("destination", format!("{id}: {t}")))?;
+                Ok(LagNow {
+                    topic: id.topic.to_string(),
+                    partition: id.partition,
+                    source_log_end_offset: source_end,
+                    destination_log_end_offset: destination_end,
+                })
+            })
+            .collect()
+    }
+
+    /// Carries the offsets of all groups over now, instead of at the next interval.
+    pub async fn sync_groups_now(&self) -> Result<Vec<GroupDescription>, Error> {
+        let link = || self.inner.options.name.to_string();
+        if self.inner.stop.is_cancelled() {
+            return Err(Error::NotRunning { link: link() });
+        }
+        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
+            link: link(),
+            cluster: "source",
+        })?;
+        let destination = self
+            .inner
+            .destination
+            .get()
+            .ok_or_else(|| Error::NotConnected {
+                link: link(),
+                cluster: "destination",
+            })?;
+        groups::sync(&self.inner, source, destination).await;
+        Ok(self.inner.groups().clone())
+    }
+
+    /// Registers the link's metrics; they are read at each scrape.
+    pub fn metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        registry.register_collector(Box::new(metrics::Collector::new(self.clone())));
+    }
+
+    fn error(&self, cluster: &'static str, source: standfast_wire::Error) -> Error {
+        Error::Cluster {
+            link: self.inner.options.name.to_string(),
+            cluster,
+            source,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Metrics of a link, read from the description at each scrape.
+
+use std::fmt;
+
+use prometheus_client::collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use crate::LinkHandle;
+use crate::description::{LinkState, PartitionState};
+
+/// Encodes a link's description as metrics.
+pub(crate) struct Collector(LinkHandle);
+
+impl Collector {
+    pub(crate) fn new(handle: LinkHandle) -> Self {
+        Self(handle)
+    }
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Collector")
+    }
+}
+
+struct Row {
+    labels: [(&'static str, String); 3],
+    value: f64,
+}
+
+fn family(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    rows: &[Row],
+) -> fmt::Result {
+    let kind = ConstGauge::new(0f64);
+    let mut metric = encoder.encode_descriptor(name, help, unit, kind.metric_type())?;
+    for row in rows {
+        let encoder = metric.encode_family(&row.labels)?;
+        ConstGauge::new(row.value).encode(encoder)?;
+    }
+    Ok(())
+}
+
+impl collector::Collector for Collector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let link = self.0.describe();
+        let (mut lag, mut bytes, mut seconds, mut end, mut failed) =
+            (vec![], vec![], vec![], vec![], vec![]);
+        for mirror in &link.mirrors {
+            for partition in &mirror.mirror_lags {
+                let row = |value: f64| Row {
+                    labels: [
+                        ("link", link.link_name.clone()),
+                        ("topic", mirror.mirror_topic_name.clone()),
+                        ("partition", partition.partition.to_string()),
+                    ],
+                    value,
+                };
+                lag.extend(partition.lag.map(|v| row(v as f64)));
+                bytes.extend(partition.lag_bytes.map(|v| row(v as f64)));
+                seconds.extend(partition.lag_seconds.map(row));
+                end.extend(partition.destination_log_end_offset.map(|v| row(v as f64)));
+                failed.push(row(f64::from(u8::from(
+                    partition.state == PartitionState::Failed,
+                ))));
+            }
+        }
+        family(
+            &mut encoder,
+            "standfast_link_lag_records",
+            "Records on the source that the destination has not acknowledged.",
+            None,
+            &lag,
+        )?;
+        family(
+            &mut encoder,
+            "standfast_link_lag",
+            "Estimated size of the lag.",
+            Some(&Unit::Bytes),
+            &bytes,
+        )?;
+        family(
+            &mut encoder,
+            "standfast_link_lag",
+            "Time since the destination last held all that the source was known to hold.",
+            Some(&Unit::Seconds),
+            &seconds,
+        )?;
+        family(
+            &mut encoder,
+            "standfast_link_destination_log_end_offset",
+            "Offset up to which the destination acknowledged the mirror.",
+            None,
+            &end,
+        )?;
+        family(
+            &mut encoder,
+            "standfast_link_partition_failed",
+            "1 if the partition stopped for good and needs a person.",
+            None,
+            &failed,
+        )?;
+        let up = ConstGauge::new(i64::from(link.link_state == LinkState::Active));
+        let mut metric = encoder.encode_descriptor(
+            "standfast_link_active",
+            "1 if both clusters are reached and the link runs.",
+            None,
+            up.metric_type(),
+        )?;
+        up.encode(metric.encode_family(&[("link", link.link_name)])?)
+    }
+}

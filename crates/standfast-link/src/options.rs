@@ -1,0 +1,250 @@
+//! Settings of a link. All have defaults but the name, the two clusters and the topics.
+
+use std::fmt;
+use std::time::Duration;
+
+use standfast_wire::ClusterOptions;
+
+use crate::Error;
+
+/// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
+pub const MAX_IN_FLIGHT: usize = 5;
+
+/// Longest link name; it becomes part of a transactional id.
+pub const MAX_NAME_LEN: usize = 63;
+
+/// Name of a link: `[a-z0-9][a-z0-9._-]{0,62}`.
+///
+/// All engines of one link must carry the same name: the name leads to the producer id that they share on the destination, and that id
+/// keeps two engines from appending the same batch twice.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkName(String);
+
+impl LinkName {
+    /// Checks the name.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        let name = name.into();
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let valid = name.len() <= MAX_NAME_LEN
+            && name.bytes().next().is_some_and(plain)
+            && name
+                .bytes()
+                .all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
+        if valid {
+            Ok(Self(name))
+        } else {
+            Err(Error::InvalidOption {
+                option: "name",
+                reason: format!("{name:?} is not [a-z0-9][a-z0-9._-]{{0,62}}"),
+            })
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The transactional id whose producer id stamps every mirrored batch.
+    pub fn transactional_id(&self) -> String {
+        format!("standfast-{}", self.0)
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Reading from the source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FetchOptions {
+    /// How long the source may wait for records before it answers with none.
+    pub max_wait: Duration,
+    /// Bytes asked for per partition and request. One batch is always answered, however large it is.
+    pub partition_max_bytes: usize,
+    /// Bytes asked for per request.
+    pub max_bytes: usize,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            max_wait: Duration::from_millis(500),
+            partition_max_bytes: 1 << 20,
+            max_bytes: 4 << 20,
+        }
+    }
+}
+
+/// Writing to the destination.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProduceOptions {
+    /// Connections per destination broker; partitions are spread over them, because a broker works on one request per connection at a time.
+    pub connections_per_broker: usize,
+    /// Requests in flight per connection, and so per partition; 1 to [`MAX_IN_FLIGHT`].
+    pub max_in_flight: usize,
+    /// Bytes collected into one request, over several partitions. A single batch may exceed it.
+    pub request_max_bytes: usize,
+}
+
+impl Default for ProduceOptions {
+    fn default() -> Self {
+        Self {
+            connections_per_broker: 4,
+            max_in_flight: MAX_IN_FLIGHT,
+            request_max_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Waiting between tries of the same partition or cluster; doubled each time, with jitter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackoffOptions {
+    /// First wait.
+    pub min: Duration,
+    /// Longest wait.
+    pub max: Duration,
+}
+
+impl Default for BackoffOptions {
+    fn default() -> Self {
+        Self {
+            min: Duration::from_millis(50),
+            max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Settings of a link.
+#[derive(Debug, Clone)]
+pub struct LinkOptions {
+    /// Name of the link; the same for all engines that work on it.
+    pub name: LinkName,
+    /// The cluster that is read.
+    pub source: ClusterOptions,
+    /// The cluster that is written.
+    pub destination: ClusterOptions,
+    /// Topics to mirror, by exact name.
+    pub topics: Vec<String>,
+    /// Consumer groups whose committed offsets are carried over.
+    pub groups: Vec<String>,
+    /// Bound on the bytes of record data in memory, whatever the number of partitions.
+    pub memory_bytes: usize,
+    /// Operating system threads that copy data; partitions are spread over them.
+    pub shards: usize,
+    /// Reading.
+    pub fetch: FetchOptions,
+    /// Writing.
+    pub produce: ProduceOptions,
+    /// How often group offsets are carried over.
+    pub group_sync_interval: Duration,
+    /// How often topics, partition counts and the producer id are looked at again.
+    pub metadata_refresh: Duration,
+    /// How often the destination's log ends are compared with what was acknowledged; bounds the time until a foreign write into an idle mirror is seen.
+    pub guard_interval: Duration,
+    /// Replication factor of created topics. `None`: the source's, or the number of destination brokers if that is smaller.
+    pub replication_factor: Option<i16>,
+    /// Waits between tries.
+    pub backoff: BackoffOptions,
+}
+
+impl LinkOptions {
+    /// The defaults for all that is optional.
+    pub fn new(
+        name: LinkName,
+        source: ClusterOptions,
+        destination: ClusterOptions,
+        topics: Vec<String>,
+    ) -> Self {
+        Self {
+            name,
+            source,
+            destination,
+            topics,
+            groups: Vec::new(),
+            memory_bytes: 24 << 20,
+            shards: 1,
+            fetch: FetchOptions::default(),
+            produce: ProduceOptions::default(),
+            group_sync_interval: Duration::from_secs(5),
+            metadata_refresh: Duration::from_secs(30),
+            guard_interval: Duration::from_millis(400),
+            replication_factor: None,
+            backoff: BackoffOptions::default(),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let invalid = |option, reason: &str| {
+            Err(Error::InvalidOption {
+                option,
+                reason: reason.to_owned(),
+            })
+        };
+        if self.topics.is_empty() {
+            return invalid("topics", "at least one topic is needed");
+        }
+        if let Some(topic) = self
+            .topics
+            .iter()
+            .find(|t| t.is_empty() || t.len() > 249 || t.starts_with("__"))
+        {
+            return invalid(
+                "topics",
+                &format!("{topic:?} is not a topic that can be mirrored"),
+            );
+        }
+        if self
+            .topics
+            .iter()
+            .collect::<std::collections::HashSet<_>>()
+            .len()
+            != self.topics.len()
+        {
+            return invalid("topics", "a topic is named twice");
+        }
+        if !(1..=MAX_IN_FLIGHT).contains(&self.produce.max_in_flight) {
+            return invalid("produce.max_in_flight", "must be 1 to 5");
+        }
+        if !(1..=64).contains(&self.produce.connections_per_broker) {
+            return invalid("produce.connections_per_broker", "must be 1 to 64");
+        }
+        if !(1..=64).contains(&self.shards) {
+            return invalid("shards", "must be 1 to 64");
+        }
+        if self.fetch.max_bytes < 64 << 10 || self.fetch.partition_max_bytes < 4 << 10 {
+            return invalid(
+                "fetch",
+                "max_bytes must be at least 64 KiB and partition_max_bytes 4 KiB",
+            );
+        }
+        if self.memory_bytes / self.shards < self.fetch.max_bytes {
+            return invalid(
+                "memory_bytes",
+                "must be at least fetch.max_bytes for each shard",
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert!(LinkName::new("west-to-east").is_ok());
+        for bad in ["", "-a", "West", "a b", "a/b", &"a".repeat(64)] {
+            assert!(LinkName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}

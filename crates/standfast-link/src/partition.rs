@@ -1,0 +1,400 @@
+//! One partition of the mirror as a state machine without input or output: what was fetched, what is in flight, what was acknowledged.
+//!
+//! The log is the state. Whatever casts doubt on the position ends in [`Partition::reset`], which forgets everything; start-up then reads the
+//! position from the destination again and compares it with the source.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use standfast_wire::batch::{ProducerStamp, RawBatch, sequence_of};
+
+pub(crate) use standfast_wire::TopicPartition as PartitionId;
+
+use crate::budget::Permit;
+use crate::classify;
+use crate::description::{MirrorTopicError, PartitionState};
+use crate::options::MAX_IN_FLIGHT;
+use crate::status::PartitionStatus;
+
+/// After so long without an acknowledgement only one batch is sent, until it is acknowledged.
+///
+/// A broker that holds no state of our producer id on the partition (first batch ever, or expired: `producer.id.expiration.ms`) accepts *any* first
+/// sequence number. Were two batches in flight then and the first refused, the second would be appended at the first one's offset.
+const PIPELINE_AFTER_ACK: Duration = Duration::from_secs(30);
+
+/// Damaged batches in a row until the partition is given up.
+const MAX_DAMAGED: u32 = 5;
+
+/// Why a partition stops for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) error: MirrorTopicError,
+    pub(crate) text: String,
+}
+
+impl Failure {
+    pub(crate) fn new(error: MirrorTopicError, text: impl Into<String>) -> Self {
+        Self {
+            error,
+            text: text.into(),
+        }
+    }
+}
+
+/// Why a partition starts again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    /// The cluster that caused it.
+    pub(crate) side: Side,
+    pub(crate) error: MirrorTopicError,
+    pub(crate) text: String,
+}
+
+/// One of the two clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+impl Doubt {
+    pub(crate) fn source(text: impl Into<String>) -> Self {
+        Self {
+            side: Side::Source,
+            error: MirrorTopicError::NoError,
+            text: text.into(),
+        }
+    }
+
+    pub(crate) fn destination(text: impl Into<String>) -> Self {
+        Self {
+            side: Side::Destination,
+            error: MirrorTopicError::NoError,
+            text: text.into(),
+        }
+    }
+}
+
+/// What follows from an answer of the destination.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing special.
+    GoOn,
+    /// Reset and start again.
+    StartAgain(Doubt),
+    /// Reset and stop for good.
+    Fail(Failure),
+}
+
+/// A batch on its way, as the request remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Generation of the partition when the batch was sent; answers for an older one are ignored.
+    pub(crate) generation: u32,
+    pub(crate) base_offset: i64,
+    next_offset: i64,
+    bytes: u64,
+    max_timestamp: i64,
+}
+
+#[derive(Debug)]
+struct Queued {
+    batch: RawBatch,
+    permit: Rc<Permit>,
+}
+
+/// The batch to send next and what keeps its memory counted.
+#[derive(Debug)]
+pub(crate) struct ToSend {
+    pub(crate) batch: RawBatch,
+    pub(crate) stamp: ProducerStamp,
+    pub(crate) sent: Sent,
+    pub(crate) permit: Rc<Permit>,
+}
+
+/// Whether fetching is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    No,
+    /// The destination is slow on this partition: until the next acknowledgement.
+    Stalled,
+    /// A stop is under way.
+    Stopping,
+}
+
+/// One partition of the mirror.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) id: PartitionId,
+    pub(crate) status: Arc<PartitionStatus>,
+    generation: u32,
+    running: bool,
+    producer_id: i64,
+    next_fetch: i64,
+    position: i64,
+    queue: VecDeque<Queued>,
+    queued_bytes: usize,
+    in_flight: VecDeque<Sent>,
+    last_ack: Option<Instant>,
+    end: Option<Failure>,
+    held: Hold,
+    damaged: u32,
+    /// Starts in a row without an acknowledged batch or a quiet time; sets the backoff.
+    pub(crate) attempts: u32,
+}
+
+impl Partition {
+    pub(crate) fn new(id: PartitionId, status: Arc<PartitionStatus>) -> Self {
+        Self {
+            id,
+            status,
+            generation: 0,
+            running: false,
+            producer_id: -1,
+            next_fetch: 0,
+            position: 0,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            in_flight: VecDeque::new(),
+            last_ack: None,
+            end: None,
+            held: Hold::No,
+            damaged: 0,
+            attempts: 0,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Start-up found both logs equal up to `position`.
+    pub(crate) fn run_from(&mut self, position: i64, producer_id: i64) {
+        self.running = true;
+        self.producer_id = producer_id;
+        (self.position, self.next_fetch) = (position, position);
+        self.last_ack = None;
+        self.status.set_next_fetch(position);
+        self.status.set_position(position);
+        self.status.enter(PartitionState::Active, None);
+    }
+
+    /// Forgets what is queued and in flight; the memory is free at once. Answers that still arrive are ignored.
+    pub(crate) fn reset(&mut self) {
+        self.running = false;
+        self.generation = self.generation.wrapping_add(1);
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.in_flight.clear();
+        self.end = None;
+        if self.held == Hold::Stalled {
+            self.held = Hold::No;
+        }
+    }
+
+    /// Gives the memory of the queue to other partitions; what was dropped is fetched again after the next acknowledgement.
+    pub(crate) fn shed(&mut self) {
+        if self.held == Hold::No && !self.in_flight.is_empty() {
+            self.held = Hold::Stalled;
+            self.drop_queue();
+        }
+    }
+
+    /// Sends and fetches nothing more; what is in flight is still answered.
+    pub(crate) fn stop(&mut self) {
+        self.held = Hold::Stopping;
+        self.drop_queue();
+    }
+
+    fn drop_queue(&mut self) {
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.end = None;
+        self.next_fetch = self
+            .in_flight
+            .back()
+            .map_or(self.position, |sent| sent.next_offset);
+        self.status.set_next_fetch(self.next_fetch);
+    }
+
+    /// The offset to fetch from, if there is room for more.
+    pub(crate) fn wants(&self, queue_max_bytes: usize) -> Option<i64> {
+        (self.fetches() && self.queued_bytes < queue_max_bytes).then_some(self.next_fetch)
+    }
+
+    /// Whether it would fetch if there were room.
+    pub(crate) fn fetches(&self) -> bool {
+        self.running && self.end.is_none() && self.held == Hold::No
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Takes over the batches of the answer to a fetch from `asked`, in order, up to the first that cannot be mirrored.
+    pub(crate) fn fetched(
+        &mut self,
+        asked: i64,
+        batches: impl Iterator<Item = Result<RawBatch, standfast_wire::batch::BatchError>>,
+        permit: &Rc<Permit>,
+    ) -> Verdict {
+        if !self.fetches() || asked != self.next_fetch {
+            // Asked for before the queue was dropped; it is fetched again.
+            return Verdict::GoOn;
+        }
+        for batch in batches {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => match classify::unreadable(&error) {
+                    Some(failure) => return self.end_with(failure),
+                    None => return self.damaged(&error),
+                },
+            };
+            if batch.header.next_offset() <= self.next_fetch {
+                continue;
+            }
+            if let Err(failure) = classify::admit(&batch.header, self.next_fetch) {
+                return self.end_with(failure);
+            }
+            self.next_fetch = batch.header.next_offset();
+            self.queued_bytes += batch.bytes.len();
+            self.queue.push_back(Queued {
+                batch,
+                permit: Rc::clone(permit),
+            });
+        }
+        self.status.set_next_fetch(self.next_fetch);
+        Verdict::GoOn
+    }
+
+    /// A batch whose CRC is wrong: another fetch may heal it (the source's leader may change), else the partition is given up.
+    pub(crate) fn damaged(&mut self, error: &standfast_wire::batch::BatchError) -> Verdict {
+        self.damaged += 1;
+        if self.damaged > MAX_DAMAGED {
+            return Verdict::Fail(Failure::new(
+                MirrorTopicError::Unknown,
+                format!("source: {error}; fetched {MAX_DAMAGED} times with the same result"),
+            ));
+        }
+        Verdict::StartAgain(Doubt::source(error.to_string()))
+    }
+
+    /// What was fetched before is still mirrored; then the partition fails.
+    fn end_with(&mut self, failure: Failure) -> Verdict {
+        self.status.set_next_fetch(self.next_fetch);
+        if self.queue.is_empty() && self.in_flight.is_empty() {
+            return Verdict::Fail(failure);
+        }
+        self.end = Some(failure);
+        Verdict::GoOn
+    }
+
+    /// Whether a batch may be sent now.
+    pub(crate) fn is_ready(&self, max_in_flight: usize) -> bool {
+        let pipeline = self
+            .last_ack
+            .is_some_and(|at| at.elapsed() < PIPELINE_AFTER_ACK);
+        let limit = if pipeline {
+            max_in_flight.min(MAX_IN_FLIGHT)
+        } else {
+            1
+        };
+        self.running && !self.queue.is_empty() && self.in_flight.len() < limit
+    }
+
+    /// Bytes of the batch that would be sent next.
+    pub(crate) fn next_len(&self) -> usize {
+        self.queue.front().map_or(0, |q| q.batch.bytes.len())
+    }
+
+    /// Takes the next batch; it counts as in flight from here.
+    pub(crate) fn take(&mut self) -> Option<ToSend> {
+        let Queued { batch, permit } = self.queue.pop_front()?;
+        let bytes = batch.bytes.len();
+        self.queued_bytes = self.queued_bytes.saturating_sub(bytes);
+        let header = &batch.header;
+        let sent = Sent {
+            generation: self.generation,
+            base_offset: header.base_offset,
+            next_offset: header.next_offset(),
+            bytes: bytes as u64,
+            max_timestamp: header.max_timestamp,
+        };
+        let stamp = ProducerStamp {
+            producer_id: self.producer_id,
+            producer_epoch: 0,
+            base_sequence: sequence_of(header.base_offset),
+        };
+        self.in_flight.push_back(sent);
+        Some(ToSend {
+            batch,
+            stamp,
+            sent,
+            permit,
+        })
+    }
+
+    /// The destination's answer for a batch of this generation.
+    pub(crate) fn acknowledged(
+        &mut self,
+        sent: &Sent,
+        base_offset: i64,
+        log_append_time: i64,
+    ) -> Verdict {
+        if self.in_flight.pop_front() != Some(*sent) {
+            return Verdict::StartAgain(Doubt::destination(format!(
+                "the answer for offset {} came out of order",
+                sent.base_offset
+            )));
+        }
+        if base_offset != sent.base_offset {
+            return Verdict::Fail(Failure::new(
+                MirrorTopicError::Diverged,
+                format!(
+                    "DIVERGED: the source's batch at offset {} was appended at offset {base_offset} on the destination: something else wrote into the mirror topic; nothing more is written",
+                    sent.base_offset
+                ),
+            ));
+        }
+        if log_append_time != -1 {
+            return Verdict::Fail(Failure::new(
+                MirrorTopicError::DestinationRefused,
+                format!(
+                    "offset {base_offset}: the destination replaces timestamps (message.timestamp.type=LogAppendTime); set CreateTime on the mirror topic"
+                ),
+            ));
+        }
+        self.last_ack = Some(Instant::now());
+        self.attempts = 0;
+        self.damaged = 0;
+        self.position = sent.next_offset;
+        if self.held == Hold::Stalled {
+            self.held = Hold::No;
+        }
+        self.status.mirrored(
+            sent.bytes,
+            (sent.next_offset - sent.base_offset).unsigned_abs(),
+            sent.max_timestamp,
+        );
+        self.status.set_position(sent.next_offset);
+        if self.queue.is_empty()
+            && self.in_flight.is_empty()
+            && let Some(failure) = self.end.take()
+        {
+            return Verdict::Fail(failure);
+        }
+        Verdict::GoOn
+    }
+
+    /// Whether all that was fetched is acknowledged, and up to where.
+    pub(crate) fn idle_at(&self) -> Option<i64> {
+        (self.running && self.queue.is_empty() && self.in_flight.is_empty())
+            .then_some(self.position)
+    }
+}

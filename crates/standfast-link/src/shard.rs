@@ -1,0 +1,563 @@
+//! A shard: one operating system thread that owns some partitions and every socket that copies their data.
+//!
+//! All tasks of a shard run on one single-threaded runtime and share its state without locks or cross-thread wake-ups; no borrow lives across an await.
+//! Calls to the control plane (metadata, log ends, start-up) run on the runtime that runs the link.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use standfast_wire::BrokerId;
+use standfast_wire::Cluster;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+
+use crate::budget::Budget;
+use crate::description::{MirrorTopicError, PartitionState};
+use crate::fetcher::{self, FetcherWake};
+use crate::options::LinkOptions;
+use crate::partition::{Doubt, Failure, Partition, PartitionId, Side, Verdict};
+use crate::startup::{self, Refusal, Started};
+use crate::status::PartitionStatus;
+use crate::writer::{self, WriterQueue};
+
+/// Start-ups at a time; each may hold two batches in memory.
+const MAX_STARTING: usize = 4;
+
+/// How often stalled partitions and overdue requests are looked for.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A partition whose oldest request waits longer gives up its queue, so that its memory serves the others.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+/// A produce request without an answer for so long ends its connection.
+pub(crate) const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
+
+/// Commands waiting for a shard.
+pub(crate) const COMMAND_QUEUE: usize = 64;
+
+/// What the control plane tells a shard.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Mirror these partitions from now on.
+    Add(Vec<NewPartition>),
+    /// The destination's log end is not where the idle mirror left it.
+    Suspect {
+        id: PartitionId,
+        position: i64,
+        found: i64,
+    },
+    /// Stop these partitions for good.
+    Fail {
+        topic: Arc<str>,
+        error: MirrorTopicError,
+        text: String,
+    },
+    /// The producer id of the link changed: every partition starts again.
+    NewProducerId,
+    /// Append nothing more; answers when all in flight is answered or the deadline has passed. `true`: all was answered.
+    Stop {
+        deadline: Instant,
+        done: oneshot::Sender<bool>,
+    },
+}
+
+/// A partition to mirror.
+#[derive(Debug, Clone)]
+pub(crate) struct NewPartition {
+    pub(crate) id: PartitionId,
+    pub(crate) source_topic_id: Uuid,
+    pub(crate) status: Arc<PartitionStatus>,
+}
+
+/// What all shards of a link share.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) options: Arc<LinkOptions>,
+    pub(crate) source: Cluster,
+    pub(crate) destination: Cluster,
+    pub(crate) producer_id: Arc<AtomicI64>,
+    /// The runtime of the control plane.
+    pub(crate) control: tokio::runtime::Handle,
+}
+
+pub(crate) type Shared = Rc<RefCell<Shard>>;
+
+/// Connection of a shard to a destination broker.
+pub(crate) type WriterKey = (BrokerId, usize);
+
+pub(crate) struct Slot {
+    pub(crate) partition: Partition,
+    pub(crate) source_topic_id: Uuid,
+    pub(crate) fetcher: Option<BrokerId>,
+    pub(crate) writer: Option<WriterKey>,
+    /// Already in its writer's ready queue.
+    pub(crate) listed: bool,
+    /// Oldest request that is not answered.
+    pub(crate) waiting_since: Option<Instant>,
+    terminal: bool,
+}
+
+pub(crate) struct Shard {
+    pub(crate) context: Context,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) by_topic_id: HashMap<(Uuid, i32), usize>,
+    pub(crate) fetchers: HashMap<BrokerId, Rc<FetcherWake>>,
+    pub(crate) writers: HashMap<WriterKey, Rc<WriterQueue>>,
+    pub(crate) budget: Rc<Budget>,
+    starting: Rc<Semaphore>,
+    pub(crate) stopping: CancellationToken,
+    starters: usize,
+}
+
+/// Runs a shard on its own thread until `shutdown`; ends what it started.
+pub(crate) fn spawn(
+    index: usize,
+    context: Context,
+    commands: mpsc::Receiver<Command>,
+    shutdown: CancellationToken,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name(format!("standfast-link-{index}"))
+        .spawn(move || {
+            let budget = Budget::new(context.options.memory_bytes / context.options.shards);
+            let shard = Rc::new(RefCell::new(Shard {
+                context,
+                slots: Vec::new(),
+                by_topic_id: HashMap::new(),
+                fetchers: HashMap::new(),
+                writers: HashMap::new(),
+                budget,
+                starting: Rc::new(Semaphore::new(MAX_STARTING)),
+                stopping: CancellationToken::new(),
+                starters: 0,
+            }));
+            let local = LocalSet::new();
+            local.block_on(&runtime, serve(shard, commands, shutdown));
+            // Dropping the set drops every task and socket: nothing is sent after this.
+        })
+}
+
+async fn serve(shard: Shared, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            command = commands.recv() => match command {
+                Some(command) => obey(&shard, command),
+                None => return,
+            },
+            _ = tick.tick() => look_for_stalls(&shard),
+        }
+    }
+}
+
+fn obey(shard: &Shared, command: Command) {
+    match command {
+        Command::Add(partitions) => {
+            for new in partitions {
+                add(shard, new);
+            }
+        }
+        Command::Suspect {
+            id,
+            position,
+            found,
+        } => {
+            let index = shard
+                .borrow()
+                .slots
+                .iter()
+                .position(|s| s.partition.id == id && s.partition.idle_at() == Some(position));
+            if let Some(index) = index {
+                let text =
+                    format!("the destination ends at offset {found}, the mirror at {position}");
+                apply(shard, index, Verdict::StartAgain(Doubt::destination(text)));
+            }
+        }
+        Command::Fail { topic, error, text } => {
+            let indexes: Vec<usize> = {
+                let borrowed = shard.borrow();
+                (0..borrowed.slots.len())
+                    .filter(|i| {
+                        borrowed
+                            .slots
+                            .get(*i)
+                            .is_some_and(|s| s.partition.id.topic == topic)
+                    })
+                    .collect()
+            };
+            for index in indexes {
+                apply(
+                    shard,
+                    index,
+                    Verdict::Fail(Failure::new(error, text.clone())),
+                );
+            }
+        }
+        Command::NewProducerId => {
+            let count = shard.borrow().slots.len();
+            for index in 0..count {
+                if shard
+                    .borrow()
+                    .slots
+                    .get(index)
+                    .is_some_and(|s| s.partition.is_running())
+                {
+                    apply(
+                        shard,
+                        index,
+                        Verdict::StartAgain(Doubt::destination("the link's producer id changed")),
+                    );
+                }
+            }
+        }
+        Command::Stop { deadline, done } => {
+            tokio::task::spawn_local(stop(Rc::clone(shard), deadline, done));
+        }
+    }
+}
+
+fn add(shard: &Shared, new: NewPartition) {
+    let index = {
+        let mut borrowed = shard.borrow_mut();
+        let index = borrowed.slots.len();
+        borrowed
+            .by_topic_id
+            .insert((new.source_topic_id, new.id.partition), index);
+        borrowed.slots.push(Slot {
+            partition: Partition::new(new.id, new.status),
+            source_topic_id: new.source_topic_id,
+            fetcher: None,
+            writer: None,
+            listed: false,
+            waiting_since: None,
+            terminal: false,
+        });
+        index
+    };
+    begin(shard, index);
+}
+
+/// Starts a partition (again), after a wait that grows with the tries.
+fn begin(shard: &Shared, index: usize) {
+    shard.borrow_mut().starters += 1;
+    let shard = Rc::clone(shard);
+    tokio::task::spawn_local(async move {
+        start(&shard, index).await;
+        shard.borrow_mut().starters -= 1;
+    });
+}
+
+async fn start(shard: &Shared, index: usize) {
+    let (wait, starting, stopping) = {
+        let mut borrowed = shard.borrow_mut();
+        let options = Arc::clone(&borrowed.context.options);
+        let (starting, stopping) = (Rc::clone(&borrowed.starting), borrowed.stopping.clone());
+        let Some(slot) = borrowed.slots.get_mut(index) else {
+            return;
+        };
+        let wait = backoff(&options, slot.partition.attempts);
+        slot.partition.attempts = slot.partition.attempts.saturating_add(1);
+        (wait, starting, stopping)
+    };
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = stopping.cancelled() => {}
+    }
+    let Ok(_one_of_few) = starting.acquire().await else {
+        return;
+    };
+    let (control, request) = {
+        let borrowed = shard.borrow();
+        let Some(slot) = borrowed.slots.get(index) else {
+            return;
+        };
+        if slot.terminal || stopping.is_cancelled() {
+            return;
+        }
+        let request = startup::Request {
+            context: borrowed.context.clone(),
+            id: slot.partition.id.clone(),
+            source_topic_id: slot.source_topic_id,
+            status: Arc::clone(&slot.partition.status),
+            stopping: stopping.clone(),
+        };
+        (borrowed.context.control.clone(), request)
+    };
+    let status = Arc::clone(&request.status);
+    let mut running = AbortOnDropHandle::new(control.spawn(startup::run(request)));
+    let outcome = tokio::select! {
+        outcome = &mut running => outcome,
+        // Reading is simply dropped, so that a stop never waits for a dead source; seeding ends by itself after the batch under way.
+        () = stopping.cancelled() => {
+            if status.state() == PartitionState::Seeding {
+                let _ = running.await;
+            }
+            return;
+        }
+    };
+    if stopping.is_cancelled() {
+        return;
+    }
+    match outcome {
+        Ok(Ok(started)) => attach(shard, index, &started),
+        Ok(Err(Refusal::Fail(failure))) => apply(shard, index, Verdict::Fail(failure)),
+        Ok(Err(Refusal::Later(doubt))) => apply(shard, index, Verdict::StartAgain(doubt)),
+        Err(panicked) => apply(
+            shard,
+            index,
+            Verdict::StartAgain(Doubt::destination(format!("start-up ended: {panicked}"))),
+        ),
+    }
+}
+
+fn backoff(options: &LinkOptions, attempts: u32) -> Duration {
+    if attempts == 0 {
+        return Duration::ZERO;
+    }
+    let longest = options
+        .backoff
+        .min
+        .saturating_mul(1 << attempts.min(16))
+        .min(options.backoff.max);
+    rand::rng().random_range(longest / 2..=longest)
+}
+
+/// Both logs are equal up to the position: read and write from there.
+fn attach(shard: &Shared, index: usize, started: &Started) {
+    let mut borrowed = shard.borrow_mut();
+    let connections = borrowed.context.options.produce.connections_per_broker;
+    let Some(slot) = borrowed.slots.get_mut(index) else {
+        return;
+    };
+    if slot.terminal {
+        return;
+    }
+    let key = (started.destination_leader, index % connections);
+    slot.fetcher = Some(started.source_leader);
+    slot.writer = Some(key);
+    slot.partition.status.source_answered(started.source_end);
+    slot.partition
+        .run_from(started.position, started.producer_id);
+    info!(partition = %slot.partition.id, offset = started.position, source_end = started.source_end, "mirroring");
+    let fetcher = borrowed.fetchers.get(&started.source_leader).map(Rc::clone);
+    match fetcher {
+        Some(wake) => wake.wake(),
+        None => {
+            let wake = Rc::new(FetcherWake::default());
+            borrowed
+                .fetchers
+                .insert(started.source_leader, Rc::clone(&wake));
+            tokio::task::spawn_local(fetcher::run(Rc::clone(shard), started.source_leader, wake));
+        }
+    }
+    if !borrowed.writers.contains_key(&key) {
+        let queue = Rc::new(WriterQueue::default());
+        borrowed.writers.insert(key, Rc::clone(&queue));
+        tokio::task::spawn_local(writer::run(Rc::clone(shard), key, queue));
+    }
+}
+
+/// Draws the consequence of an answer. The only place where a partition leaves the running state.
+pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
+    let again = {
+        let mut borrowed = shard.borrow_mut();
+        let stopping = borrowed.stopping.is_cancelled();
+        let (source, destination) = (
+            borrowed.context.source.clone(),
+            borrowed.context.destination.clone(),
+        );
+        let Some(slot) = borrowed.slots.get_mut(index) else {
+            return;
+        };
+        if verdict == Verdict::GoOn || slot.terminal {
+            return;
+        }
+        let id = slot.partition.id.clone();
+        slot.partition.reset();
+        (slot.fetcher, slot.writer, slot.listed, slot.waiting_since) = (None, None, false, None);
+        match verdict {
+            Verdict::GoOn => false,
+            Verdict::StartAgain(doubt) => {
+                debug!(partition = %id, reason = %doubt.text, "partition starts again");
+                let (state, cluster) = match doubt.side {
+                    Side::Source => (PartitionState::SourceUnavailable, source),
+                    Side::Destination => (PartitionState::Retrying, destination),
+                };
+                cluster.invalidate_leader(&id.topic, id.partition);
+                slot.partition
+                    .status
+                    .enter(state, Some((doubt.error, doubt.text)));
+                !stopping
+            }
+            Verdict::Fail(failure) => {
+                error!(partition = %id, error = ?failure.error, reason = %failure.text, "mirror partition FAILED, nothing more is written to it");
+                slot.terminal = true;
+                slot.partition
+                    .status
+                    .enter(PartitionState::Failed, Some((failure.error, failure.text)));
+                false
+            }
+        }
+    };
+    if again {
+        begin(shard, index);
+    }
+}
+
+/// The connection to a source broker is gone: every partition read over it is in doubt.
+pub(crate) fn source_lost(shard: &Shared, broker: BrokerId, text: &str) {
+    let indexes = attached(shard, |slot| slot.fetcher == Some(broker));
+    if !indexes.is_empty() {
+        warn!(
+            broker = broker.0,
+            partitions = indexes.len(),
+            reason = text,
+            "source broker lost, retrying"
+        );
+    }
+    shard.borrow_mut().fetchers.remove(&broker);
+    for index in indexes {
+        apply(shard, index, Verdict::StartAgain(Doubt::source(text)));
+    }
+}
+
+/// The connection to a destination broker is gone: every partition written over it is in doubt.
+pub(crate) fn destination_lost(shard: &Shared, key: WriterKey, text: &str) {
+    let indexes = attached(shard, |slot| slot.writer == Some(key));
+    if !indexes.is_empty() {
+        warn!(
+            broker = key.0.0,
+            partitions = indexes.len(),
+            reason = text,
+            "destination broker lost, retrying"
+        );
+    }
+    shard.borrow_mut().writers.remove(&key);
+    for index in indexes {
+        apply(shard, index, Verdict::StartAgain(Doubt::destination(text)));
+    }
+}
+
+fn attached(shard: &Shared, belongs: impl Fn(&Slot) -> bool) -> Vec<usize> {
+    shard
+        .borrow()
+        .slots
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| belongs(slot))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+impl Shard {
+    /// Puts a partition into its writer's queue if it has something to send.
+    pub(crate) fn list(&mut self, index: usize) {
+        let max_in_flight = self.context.options.produce.max_in_flight;
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        if slot.listed || !slot.partition.is_ready(max_in_flight) {
+            return;
+        }
+        let Some(queue) = slot.writer.and_then(|key| self.writers.get(&key)) else {
+            return;
+        };
+        slot.listed = true;
+        queue.push(index);
+    }
+}
+
+fn look_for_stalls(shard: &Shared) {
+    let overdue: Vec<WriterKey> = shard
+        .borrow()
+        .writers
+        .iter()
+        .filter(|(_, queue)| {
+            queue
+                .oldest()
+                .is_some_and(|at| at.elapsed() > PRODUCE_OVERDUE)
+        })
+        .map(|(key, _)| *key)
+        .collect();
+    for key in overdue {
+        let queue = shard.borrow().writers.get(&key).map(Rc::clone);
+        if let Some(queue) = queue {
+            queue.close();
+        }
+    }
+    let mut borrowed = shard.borrow_mut();
+    for slot in &mut borrowed.slots {
+        if slot
+            .waiting_since
+            .is_some_and(|at| at.elapsed() > STALLED_AFTER)
+        {
+            slot.partition.shed();
+        }
+    }
+}
+
+async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
+    let count = {
+        let mut borrowed = shard.borrow_mut();
+        borrowed.stopping.cancel();
+        for slot in &mut borrowed.slots {
+            slot.partition.stop();
+        }
+        borrowed.slots.len()
+    };
+    let busy = |shard: &Shared| {
+        let borrowed = shard.borrow();
+        borrowed.starters > 0
+            || borrowed
+                .writers
+                .values()
+                .any(|queue| queue.oldest().is_some())
+    };
+    let mut drained = true;
+    while busy(&shard) {
+        if Instant::now() >= deadline {
+            drained = false;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Closing the sockets is what makes sure that nothing more is sent.
+    let queues: Vec<Rc<WriterQueue>> = shard
+        .borrow_mut()
+        .writers
+        .drain()
+        .map(|(_, queue)| queue)
+        .collect();
+    for queue in queues {
+        queue.close();
+    }
+    for index in 0..count {
+        let mut borrowed = shard.borrow_mut();
+        let Some(slot) = borrowed.slots.get_mut(index) else {
+            continue;
+        };
+        slot.partition.reset();
+        (slot.fetcher, slot.writer) = (None, None);
+        if !slot.terminal {
+            slot.terminal = true;
+            let trouble = slot.partition.status.trouble();
+            slot.partition
+                .status
+                .enter(PartitionState::Stopped, trouble);
+        }
+    }
+    let _ = done.send(drained);
+}

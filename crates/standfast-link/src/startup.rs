@@ -1,0 +1,288 @@
+//! Start-up of one partition: reads where the destination's log ends, proves that it is the source's log up to there, and names the position to go on from.
+//!
+//! There is no checkpoint: the logs are the state. This is also the one way back from any doubt while running. Nothing is written here but filler (see [`crate::seed`]).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use standfast_wire::BrokerId;
+use standfast_wire::batch::{HEADER_LEN, RawBatch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::calls::{self, LogRange};
+use crate::description::MirrorTopicError;
+use crate::partition::{Doubt, Failure, PartitionId};
+use crate::seed;
+use crate::shard::Context;
+use crate::status::PartitionStatus;
+
+/// A source that ends below the destination is asked again for so long: after a leader change the high watermark may lag for a moment (KIP-207).
+const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
+const WATERMARK_POLL: Duration = Duration::from_millis(200);
+
+/// What start-up needs.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) context: Context,
+    pub(crate) id: PartitionId,
+    pub(crate) source_topic_id: Uuid,
+    pub(crate) status: Arc<PartitionStatus>,
+    pub(crate) stopping: CancellationToken,
+}
+
+/// Both logs are equal up to `position`.
+#[derive(Debug, Clone)]
+pub(crate) struct Started {
+    pub(crate) position: i64,
+    pub(crate) source_end: i64,
+    pub(crate) source_leader: BrokerId,
+    pub(crate) destination_leader: BrokerId,
+    pub(crate) producer_id: i64,
+}
+
+/// Why the partition does not run.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Fail(Failure),
+    Later(Doubt),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
+}
+
+/// Runs start-up once.
+pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
+    let Request { context, id, .. } = &request;
+    let source_leader = source_leader(&request).await?;
+    let destination_leader = context
+        .destination
+        .leader(&id.topic, id.partition)
+        .await
+        .map_err(destination)?;
+    let producer_id = context.producer_id.load(Ordering::Acquire);
+    if producer_id < 0 {
+        return Err(Refusal::Later(Doubt::destination(
+            "the link has no producer id yet",
+        )));
+    }
+    let (source_log, destination_log) = settle(&request, producer_id).await?;
+    let position = match last_batch(&request, destination_log).await? {
+        None if destination_log.end == 0 => {
+            seed::run(&request, 0, source_log.start, producer_id).await?
+        }
+        None => accept_emptied(id, source_log, destination_log)?,
+        Some(last) if seed::is_filler(&last) => {
+            if destination_log.end > source_log.start {
+                return Err(truncated(format!(
+                    "the destination was filled up to offset {}, but the source's log now starts at {}: it is not the log that this mirror began with",
+                    destination_log.end, source_log.start
+                ))
+                .into());
+            }
+            seed::run(&request, destination_log.end, source_log.start, producer_id).await?
+        }
+        Some(last) => {
+            compare(&request, &last, source_log, destination_log, producer_id).await?;
+            destination_log.end
+        }
+    };
+    Ok(Started {
+        position,
+        source_end: source_log.end,
+        source_leader,
+        destination_leader,
+        producer_id,
+    })
+}
+
+pub(crate) fn destination(error: standfast_wire::Error) -> Refusal {
+    Refusal::Later(Doubt::destination(error.to_string()))
+}
+
+fn source(error: standfast_wire::Error) -> Refusal {
+    Refusal::Later(Doubt::source(error.to_string()))
+}
+
+fn truncated(text: String) -> Failure {
+    Failure::new(MirrorTopicError::UnexpectedTruncation, text)
+}
+
+fn diverged(text: String) -> Failure {
+    Failure::new(
+        MirrorTopicError::Diverged,
+        format!("DIVERGED: {text}; nothing more is written"),
+    )
+}
+
+async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
+    let id = &request.id;
+    let found = calls::topic_id(&request.context.source, &id.topic)
+        .await
+        .map_err(source)?;
+    match found {
+        None => {
+            let mut doubt =
+                Doubt::source(format!("the source does not know topic {:?}", &*id.topic));
+            doubt.error = MirrorTopicError::SourceTopicMayBeDeleted;
+            return Err(Refusal::Later(doubt));
+        }
+        Some(found) if found != request.source_topic_id => {
+            let text = format!(
+                "topic {:?} was deleted and created again on the source (topic id {} became {found}); its records are not those of this mirror",
+                &*id.topic, request.source_topic_id
+            );
+            return Err(Failure::new(MirrorTopicError::SourceTopicIdChanged, text).into());
+        }
+        Some(_) => {}
+    }
+    request
+        .context
+        .source
+        .leader(&id.topic, id.partition)
+        .await
+        .map_err(source)
+}
+
+/// Reads both logs' ends; the source must not end below the destination.
+async fn settle(request: &Request, producer_id: i64) -> Result<(LogRange, LogRange), Refusal> {
+    let Request { context, id, .. } = request;
+    let began = tokio::time::Instant::now();
+    loop {
+        // The destination first: a source record that arrives in between must not look like a foreign one.
+        let destination_log = calls::log_range(&context.destination, id)
+            .await
+            .map_err(destination)?;
+        let source_log = calls::log_range(&context.source, id)
+            .await
+            .map_err(source)?;
+        if destination_log.end <= source_log.end {
+            return Ok((source_log, destination_log));
+        }
+        let last = last_batch(request, destination_log).await?;
+        if let Some(last) = last.filter(|last| last.header.producer_id != producer_id) {
+            return Err(foreign(&last, source_log, destination_log).into());
+        }
+        if began.elapsed() > WATERMARK_SETTLES {
+            return Err(truncated(format!(
+                "the source ends at offset {}, below offset {} that was mirrored already (unclean leader election, or the topic was created again)",
+                source_log.end, destination_log.end
+            ))
+            .into());
+        }
+        tokio::time::sleep(WATERMARK_POLL).await;
+    }
+}
+
+fn foreign(last: &RawBatch, source_log: LogRange, destination_log: LogRange) -> Failure {
+    diverged(format!(
+        "the destination ends at offset {}, the source at {}; the destination's batch at offset {} (producer id {}) was not written by this link",
+        destination_log.end, source_log.end, last.header.base_offset, last.header.producer_id
+    ))
+}
+
+async fn last_batch(request: &Request, log: LogRange) -> Result<Option<RawBatch>, Refusal> {
+    if log.start >= log.end {
+        return Ok(None);
+    }
+    let batch = calls::batch_at(&request.context.destination, &request.id, log.end - 1)
+        .await
+        .map_err(destination)?;
+    match batch {
+        Some(batch) if batch.header.next_offset() == log.end => Ok(Some(batch)),
+        // It moved on since the log end was read: another engine of this link is at work.
+        Some(_) | None => Err(Refusal::Later(Doubt::destination(
+            "the destination's log moved while it was read",
+        ))),
+    }
+}
+
+/// The destination's log is empty but does not start at 0: all of it was deleted there (retention, or a restore). Nothing contradicts the source.
+fn accept_emptied(
+    id: &PartitionId,
+    source_log: LogRange,
+    destination_log: LogRange,
+) -> Result<i64, Refusal> {
+    if destination_log.end < source_log.start {
+        return Err(gone(source_log, destination_log).into());
+    }
+    warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
+    Ok(destination_log.end)
+}
+
+fn gone(source_log: LogRange, destination_log: LogRange) -> Failure {
+    truncated(format!(
+        "the source's log now starts at offset {}: its retention took offsets {} to {} before they were mirrored",
+        source_log.start,
+        destination_log.end,
+        source_log.start - 1
+    ))
+}
+
+async fn compare(
+    request: &Request,
+    last: &RawBatch,
+    source_log: LogRange,
+    destination_log: LogRange,
+    producer_id: i64,
+) -> Result<(), Refusal> {
+    if destination_log.end < source_log.start {
+        return Err(gone(source_log, destination_log).into());
+    }
+    if destination_log.end == source_log.start {
+        // The source no longer has the batch. What this link wrote itself, at that end, is the source's.
+        if last.header.producer_id == producer_id {
+            info!(partition = %request.id, offset = destination_log.end, "the source's retention took the last mirrored batch, going on from its log start");
+            return Ok(());
+        }
+        return Err(foreign(last, source_log, destination_log).into());
+    }
+    let at = last.header.base_offset.max(source_log.start);
+    let original = calls::batch_at(&request.context.source, &request.id, at)
+        .await
+        .map_err(source)?;
+    let Some(original) = original else {
+        return Err(Refusal::Later(Doubt::source(format!(
+            "the source answered no batch at offset {at}"
+        ))));
+    };
+    match difference(&original, last) {
+        None => Ok(()),
+        Some(what) => Err(diverged(format!(
+            "the last batch on the destination (offsets {} to {}, producer id {}) is not the source's: {what}",
+            last.header.base_offset,
+            destination_log.end - 1,
+            last.header.producer_id
+        ))
+        .into()),
+    }
+}
+
+/// What differs in anything that mirroring keeps.
+fn difference(source: &RawBatch, mirror: &RawBatch) -> Option<String> {
+    let (s, m) = (&source.header, &mirror.header);
+    let differ = |what: &str, s: i64, m: i64| {
+        (s != m).then(|| format!("{what} is {s} on the source, {m} on the destination"))
+    };
+    differ("base offset", s.base_offset, m.base_offset)
+        .or_else(|| {
+            differ(
+                "last offset delta",
+                s.last_offset_delta.into(),
+                m.last_offset_delta.into(),
+            )
+        })
+        .or_else(|| differ("record count", s.record_count.into(), m.record_count.into()))
+        .or_else(|| differ("first timestamp", s.base_timestamp, m.base_timestamp))
+        .or_else(|| differ("largest timestamp", s.max_timestamp, m.max_timestamp))
+        .or_else(|| differ("attributes", s.attributes.0.into(), m.attributes.0.into()))
+        .or_else(|| {
+            (source.bytes.get(HEADER_LEN..) != mirror.bytes.get(HEADER_LEN..))
+                .then(|| "the record bytes differ".to_owned())
+        })
+}

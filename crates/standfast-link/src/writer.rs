@@ -1,0 +1,321 @@
+//! Writers: a few connections per destination broker, each owned by one task; partitions are spread over them.
+//!
+//! A request takes at most one batch of each waiting partition (a broker refuses two), several partitions share a request, and at most five
+//! requests are in flight. So no partition ever has more than five batches in flight, and all of them travel over one connection, in order.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use standfast_wire::batch::RestampedBatch;
+use standfast_wire::produce::{self, ProduceResult};
+use standfast_wire::{FrameReader, FrameWriter, ResponseError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::Permit;
+use crate::description::MirrorTopicError;
+use crate::partition::{Doubt, Failure, Sent, Verdict};
+use crate::shard::{self, PRODUCE_OVERDUE, Shared, WriterKey};
+
+/// How long the destination may take to replicate a batch to its in-sync replicas.
+const PRODUCE_TIMEOUT_MS: i32 = 8_000;
+
+/// Partitions in one request.
+const MAX_PARTITIONS: usize = 256;
+
+/// What a writer's connection has before and behind it.
+#[derive(Debug, Default)]
+pub(crate) struct WriterQueue {
+    /// Partitions with something to send.
+    ready: RefCell<VecDeque<usize>>,
+    /// Requests without an answer, oldest first.
+    requests: RefCell<VecDeque<Request>>,
+    wake: Notify,
+    closed: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Request {
+    correlation_id: i32,
+    sent_at: Instant,
+    parts: Vec<(usize, Sent)>,
+}
+
+impl WriterQueue {
+    pub(crate) fn push(&self, index: usize) {
+        self.ready.borrow_mut().push_back(index);
+        self.wake.notify_one();
+    }
+
+    /// When the oldest request without an answer was sent.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.requests.borrow().front().map(|r| r.sent_at)
+    }
+
+    /// Ends the connection.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+/// Writes to one broker until the connection is lost or closed.
+pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
+    let destination = shard.borrow().context.destination.clone();
+    let opened = tokio::select! {
+        opened = destination.open_raw(key.0) => opened,
+        () = queue.closed.cancelled() => return,
+    };
+    let text = match opened {
+        Ok(connection) => {
+            let broker = connection.broker().to_string();
+            let (reader, writer) = connection.into_split();
+            let text = tokio::select! {
+                text = send(&shard, &queue, writer) => text,
+                text = receive(&shard, &queue, reader) => text,
+                () = queue.closed.cancelled() => format!("broker {broker}: no answer to Produce within {PRODUCE_OVERDUE:?}"),
+            };
+            if text.contains(&broker) {
+                text
+            } else {
+                format!("broker {broker}: {text}")
+            }
+        }
+        Err(error) => error.to_string(),
+    };
+    queue.requests.borrow_mut().clear();
+    shard::destination_lost(&shard, key, &text);
+}
+
+async fn send(shard: &Shared, queue: &WriterQueue, mut writer: FrameWriter) -> String {
+    let (max_in_flight, client_id) = {
+        let options = &shard.borrow().context.options;
+        (
+            options.produce.max_in_flight,
+            options.destination.client_id.clone(),
+        )
+    };
+    let mut correlation_id = 0i32;
+    loop {
+        if queue.requests.borrow().len() >= max_in_flight {
+            queue.wake.notified().await;
+            continue;
+        }
+        let Collected { parts, permits } = collect(shard, queue);
+        if parts.is_empty() {
+            if queue.ready.borrow().is_empty() {
+                queue.wake.notified().await;
+            }
+            continue;
+        }
+        correlation_id = correlation_id.wrapping_add(1);
+        let frame = {
+            let borrowed = shard.borrow();
+            let named: Vec<(&str, i32, RestampedBatch)> = parts
+                .iter()
+                .filter_map(|(index, _, batch)| {
+                    let id = &borrowed.slots.get(*index)?.partition.id;
+                    Some((&*id.topic, id.partition, batch.clone()))
+                })
+                .collect();
+            produce::encode(
+                correlation_id,
+                &client_id,
+                -1,
+                PRODUCE_TIMEOUT_MS,
+                None,
+                &named,
+            )
+        };
+        let remembered = parts
+            .iter()
+            .map(|(index, sent, _)| (*index, *sent))
+            .collect();
+        drop(parts);
+        queue.requests.borrow_mut().push_back(Request {
+            correlation_id,
+            sent_at: Instant::now(),
+            parts: remembered,
+        });
+        if let Err(error) = writer.write(&frame).await {
+            return error.to_string();
+        }
+        // The bytes are with the operating system now: nothing is sent twice from here, a doubt fetches again.
+        drop(permits);
+    }
+}
+
+struct Collected {
+    parts: Vec<(usize, Sent, RestampedBatch)>,
+    permits: Vec<Rc<Permit>>,
+}
+
+/// Takes one batch of each waiting partition, in turn, up to the size of a request.
+fn collect(shard: &Shared, queue: &WriterQueue) -> Collected {
+    let mut collected = Collected {
+        parts: Vec::new(),
+        permits: Vec::new(),
+    };
+    let mut bytes = 0;
+    let mut verdicts = Vec::new();
+    {
+        let mut borrowed = shard.borrow_mut();
+        let options = std::sync::Arc::clone(&borrowed.context.options);
+        let waiting = queue.ready.borrow().len().min(MAX_PARTITIONS);
+        for _ in 0..waiting {
+            let Some(index) = queue.ready.borrow_mut().pop_front() else {
+                break;
+            };
+            let Some(slot) = borrowed.slots.get_mut(index) else {
+                continue;
+            };
+            if bytes > 0 && bytes + slot.partition.next_len() > options.produce.request_max_bytes {
+                queue.ready.borrow_mut().push_front(index);
+                break;
+            }
+            slot.listed = false;
+            if !slot.partition.is_ready(options.produce.max_in_flight) {
+                continue;
+            }
+            let wanted_before = slot
+                .partition
+                .wants(options.fetch.partition_max_bytes)
+                .is_some();
+            let Some(next) = slot.partition.take() else {
+                continue;
+            };
+            slot.waiting_since.get_or_insert_with(Instant::now);
+            match next.batch.restamp(next.stamp) {
+                Ok(batch) => {
+                    bytes += batch.total_len();
+                    collected.parts.push((index, next.sent, batch));
+                    collected.permits.push(next.permit);
+                }
+                Err(error) => verdicts.push((index, slot.partition.damaged(&error))),
+            }
+            let wants = slot
+                .partition
+                .wants(options.fetch.partition_max_bytes)
+                .is_some();
+            let fetcher = slot.fetcher;
+            borrowed.list(index);
+            if wants
+                && !wanted_before
+                && let Some(wake) = fetcher.and_then(|broker| borrowed.fetchers.get(&broker))
+            {
+                wake.wake();
+            }
+        }
+    }
+    // Partitions of one topic must stand next to each other in the request.
+    {
+        let borrowed = shard.borrow();
+        collected.parts.sort_by(|a, b| {
+            let topic = |index: usize| borrowed.slots.get(index).map(|s| &*s.partition.id.topic);
+            topic(a.0).cmp(&topic(b.0)).then(a.0.cmp(&b.0))
+        });
+    }
+    for (index, verdict) in verdicts {
+        shard::apply(shard, index, verdict);
+    }
+    collected
+}
+
+async fn receive(shard: &Shared, queue: &WriterQueue, mut reader: FrameReader) -> String {
+    loop {
+        let frame = match reader.read().await {
+            Ok(frame) => frame,
+            Err(error) => return error.to_string(),
+        };
+        if let Err(text) = answered(shard, queue, frame) {
+            return text;
+        }
+        queue.wake.notify_one();
+    }
+}
+
+fn answered(shard: &Shared, queue: &WriterQueue, frame: Bytes) -> Result<(), String> {
+    let results = produce::decode(frame).map_err(|error| error.to_string())?;
+    let request = queue.requests.borrow_mut().pop_front();
+    let request = request
+        .filter(|r| r.correlation_id == results.correlation_id)
+        .ok_or("an answer came that belongs to no request")?;
+    if results.partitions.len() != request.parts.len() {
+        return Err(format!(
+            "{} partitions were sent, {} answered",
+            request.parts.len(),
+            results.partitions.len()
+        ));
+    }
+    for (index, sent) in request.parts {
+        let verdict = {
+            let mut borrowed = shard.borrow_mut();
+            let Some(slot) = borrowed.slots.get_mut(index) else {
+                continue;
+            };
+            if slot.partition.generation() != sent.generation {
+                continue;
+            }
+            let id = &slot.partition.id;
+            let result = results
+                .partitions
+                .iter()
+                .find(|r| r.partition == id.partition && *r.topic == *id.topic);
+            let held_before = !slot.partition.fetches();
+            let verdict = match result {
+                Some(result) => judge(slot, &sent, result),
+                None => Verdict::StartAgain(Doubt::destination(
+                    "the answer does not name the partition",
+                )),
+            };
+            slot.waiting_since = (slot.partition.in_flight() > 0).then(Instant::now);
+            let wake = (held_before && slot.partition.fetches())
+                .then_some(slot.fetcher)
+                .flatten();
+            borrowed.list(index);
+            if let Some(wake) = wake.and_then(|broker| borrowed.fetchers.get(&broker)) {
+                wake.wake();
+            }
+            verdict
+        };
+        shard::apply(shard, index, verdict);
+    }
+    Ok(())
+}
+
+fn judge(slot: &mut shard::Slot, sent: &Sent, result: &ProduceResult) -> Verdict {
+    let Some(code) = ResponseError::try_from_code(result.error_code) else {
+        return slot
+            .partition
+            .acknowledged(sent, result.base_offset, result.log_append_time);
+    };
+    let offset = sent.base_offset;
+    let refused =
+        |why: String| Verdict::Fail(Failure::new(MirrorTopicError::DestinationRefused, why));
+    let words = if result.error_message.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", &*result.error_message)
+    };
+    match code {
+        ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge => refused(format!(
+            "offset {offset}: the destination refuses the batch as too large ({code:?}); raise max.message.bytes of the mirror topic"
+        )),
+        ResponseError::InvalidTimestamp => refused(format!(
+            "offset {offset}: the destination refuses the timestamps{words}; raise message.timestamp.before.max.ms and after.max.ms of the mirror topic"
+        )),
+        ResponseError::InvalidRecord
+        | ResponseError::UnsupportedForMessageFormat
+        | ResponseError::PolicyViolation
+        | ResponseError::UnsupportedCompressionType => refused(format!(
+            "offset {offset}: the destination refuses the batch: {code:?} ({}){words}",
+            code.code()
+        )),
+        _ => Verdict::StartAgain(Doubt::destination(format!(
+            "offset {offset}: Produce: {code:?} ({}){words}",
+            code.code()
+        ))),
+    }
+}
