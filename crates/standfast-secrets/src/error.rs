@@ -112,7 +112,7 @@ pub enum VaultFailure {
     #[error("{0}; check that the server runs and that the address and TLS settings are right")]
     Unreachable(String),
     /// No answer in time.
-    #[error("no answer within {0:?}")]
+    #[error("no answer within {0:?}; check that the server is healthy and the network to it open")]
     TimedOut(Duration),
     /// Vault answers, but is sealed.
     #[error("Vault is sealed; unseal it (`vault operator unseal`)")]

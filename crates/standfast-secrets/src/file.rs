@@ -179,7 +179,7 @@ impl SecretsFile {
 impl Drop for Content {
     fn drop(&mut self) {
         for (_, table) in std::mem::take(&mut self.tables) {
-            crate::credentials::wipe(table);
+            crate::secret::wipe(table);
         }
     }
 }

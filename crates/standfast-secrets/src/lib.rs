@@ -97,13 +97,15 @@ mod credentials;
 mod error;
 mod file;
 mod options;
+mod secret;
 mod status;
 mod vault;
 mod watch;
 
-pub use credentials::{Credentials, Pem, SecretPath, SecretString};
+pub use credentials::Credentials;
 pub use error::{Error, VaultFailure};
 pub use options::{FileOptions, SecretsOptions, VaultAuth, VaultOptions, VaultTls};
+pub use secret::{Pem, SecretPath, SecretString};
 pub use status::{LoginStatus, SecretStatus, SecretsStatus};
 pub use watch::{SecretsHandle, SecretsWatch};
 

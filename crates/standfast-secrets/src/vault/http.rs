@@ -242,7 +242,7 @@ fn refusal(status: u16, body: &[u8]) -> VaultFailure {
     if status == 404 && answer.pointer("/data/metadata").is_some() {
         reason = super::DELETED.to_owned();
     }
-    crate::credentials::wipe(answer);
+    crate::secret::wipe(answer);
     if status == 503 && reason.contains("sealed") {
         return VaultFailure::Sealed;
     }
