@@ -63,6 +63,16 @@ impl RawConnection {
         (self.reader, self.writer)
     }
 
+    /// The receiving half.
+    pub fn reader(&mut self) -> &mut FrameReader {
+        &mut self.reader
+    }
+
+    /// The sending half.
+    pub fn writer(&mut self) -> &mut FrameWriter {
+        &mut self.writer
+    }
+
     /// What the broker speaks.
     pub fn versions(&self) -> &ApiVersionTable {
         &self.versions
