@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask test` and `cargo xtask servers`.
+//! Developer commands: `cargo xtask test`, `servers` and `bench`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod servers;
 mod test;
 
@@ -23,12 +24,16 @@ enum Command {
     /// Two Kafka clusters (west, east), Consul and Vault in the background, for hand work
     #[command(subcommand)]
     Servers(servers::Command),
+    /// Measurements
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Servers(command) => servers::run(&command),
+        Command::Bench(command) => bench::run(&command),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

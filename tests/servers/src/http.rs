@@ -12,12 +12,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// A server's HTTP API. `token` is sent in the named header.
+/// A JSON API on loopback.
 #[derive(Debug)]
-pub(crate) struct Api<'a> {
-    pub(crate) server: &'static str,
-    pub(crate) port: u16,
-    pub(crate) token: Option<(&'static str, &'a str)>,
+pub struct Api<'a> {
+    /// The server's name, for errors.
+    pub server: &'static str,
+    /// Its port on 127.0.0.1.
+    pub port: u16,
+    /// Header name and value that are sent along.
+    pub token: Option<(&'static str, &'a str)>,
 }
 
 /// Status code and body.
@@ -38,7 +41,7 @@ impl Api<'_> {
     }
 
     /// Sends JSON; the JSON of a successful answer (null if it is empty), an error otherwise.
-    pub(crate) fn json(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    pub fn json(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let text = body.map(Value::to_string).unwrap_or_default();
         let answer = self.send(method, path, text.as_bytes())?;
         let failed = |detail: String| Error::Answer {

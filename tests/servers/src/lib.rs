@@ -27,8 +27,10 @@ mod vault;
 
 pub use consul::{Consul, ConsulBuilder};
 pub use error::Error;
+pub use http::Api;
 pub use kafka::{KafkaBuilder, KafkaCluster};
 pub use obtain::{Installed, KafkaInstall, Server, VaultInstall, VaultKind, obtain};
+pub use ports::Port;
 pub use process::ServerProcess;
 pub use programs::{Profile, workspace_program};
 pub use progress::{Progress, Silent, Terminal};

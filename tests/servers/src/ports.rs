@@ -19,14 +19,14 @@ const MAX_TRIES: u16 = LAST - FIRST + 1;
 
 /// A TCP port on 127.0.0.1 that no other user of this crate will be given while this value lives.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub struct Port {
     number: u16,
     _lock: File,
 }
 
 impl Port {
     /// Reserves a port on which nobody listens.
-    pub(crate) fn reserve() -> Result<Self> {
+    pub fn reserve() -> Result<Self> {
         let folder = lock_folder();
         fs::create_dir_all(&folder).map_err(Error::path("create", &folder))?;
         for _ in 0..MAX_TRIES {
@@ -51,11 +51,15 @@ impl Port {
         })
     }
 
-    pub(crate) fn number(&self) -> u16 {
+    /// The port's number.
+    #[must_use]
+    pub fn number(&self) -> u16 {
         self.number
     }
 
-    pub(crate) fn address(&self) -> String {
+    /// `127.0.0.1:port`.
+    #[must_use]
+    pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.number)
     }
 }

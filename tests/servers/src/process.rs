@@ -111,7 +111,8 @@ impl ServerProcess {
     }
 
     /// The last lines that the server wrote.
-    pub(crate) fn log_tail(&self) -> String {
+    #[must_use]
+    pub fn log_tail(&self) -> String {
         tail(&self.log)
     }
 

@@ -32,19 +32,23 @@ struct BuildTarget {
 /// Names and paths.
 type Programs = Vec<(String, PathBuf)>;
 
-/// Every program that was built in this process, by profile: cargo is asked once.
+/// Every program that was built in this process, by profile: cargo is asked once for each.
 static BUILT: Mutex<Vec<(Profile, Programs)>> = Mutex::new(Vec::new());
 
 /// Path of the workspace's binary `name` (for example `standfast`), built first if it is out of date.
 ///
-/// All binaries of the workspace are built together: the features of shared dependencies are then the ones of
-/// `cargo test --workspace`, and nothing is compiled twice.
+/// For tests, all binaries of the workspace are built together: the features of shared dependencies are then the ones
+/// of `cargo test --workspace`, and nothing is compiled twice. In release, where every crate costs minutes, only this one is.
 pub fn workspace_program(name: &str, profile: Profile) -> Result<PathBuf> {
     let mut built = BUILT
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    if !built.iter().any(|(of, _)| *of == profile) {
-        let programs = build(profile)?;
+    let is_known = |(of, programs): &(Profile, Programs)| {
+        *of == profile
+            && (profile == Profile::Dev || programs.iter().any(|(program, _)| program == name))
+    };
+    if !built.iter().any(is_known) {
+        let programs = build(name, profile)?;
         built.push((profile, programs));
     }
     let found = built
@@ -60,23 +64,22 @@ pub fn workspace_program(name: &str, profile: Profile) -> Result<PathBuf> {
         })
 }
 
-fn build(profile: Profile) -> Result<Programs> {
+fn build(name: &str, profile: Profile) -> Result<Programs> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
         .args([
             "build",
             "--workspace",
-            "--bins",
             "--message-format=json-render-diagnostics",
         ])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if profile == Profile::Release {
-        command.arg("--release");
+        command.args(["--release", "--bin", name]);
     } else {
-        command.arg("--quiet");
+        command.args(["--quiet", "--bins"]);
     }
     let output = command.output().map_err(Error::io("run cargo build"))?;
     if !output.status.success() {

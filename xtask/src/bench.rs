@@ -1,0 +1,205 @@
+//! `cargo xtask bench link`: Standfast and MirrorMaker 2 on the same clusters and the same data.
+//!
+//! What is measured, for each tool and dataset:
+//! - **Throughput**: the source topic is loaded first. The clock runs from the first record seen at the destination to the moment
+//!   when all of them are there, so that neither tool's start-up counts. MB are 10^6 bytes of record values.
+//! - **CPU**: user and system time of the tool's process, from the moment when it is told to mirror the topic.
+//! - **Memory**: the process's peak resident set (VmHWM).
+//! - **Latency**: Kafka's own producer writes a steady 5,000 records/s with the time in the record; Kafka's own consumer reads them at the
+//!   destination, in the same process and so by the same clock. It includes the producer's linger and both brokers.
+
+mod contender;
+mod dataset;
+mod latency;
+mod mirrormaker;
+mod report;
+mod standfast;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use standfast_servers::{KafkaCluster, KafkaInstall, Server, Terminal, obtain};
+
+use contender::{Contender, Tool};
+use dataset::Dataset;
+use report::Measurement;
+use usage::Usage;
+
+/// Brokers get a production-like heap.
+const BROKER_HEAP_MB: u32 = 1024;
+/// The destination's log ends are looked at this often.
+const POLL: Duration = Duration::from_millis(5);
+const COPY_DEADLINE: Duration = Duration::from_secs(600);
+const WARM_UP_RECORDS: u64 = 200_000;
+
+/// Subcommands of `cargo xtask bench`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Mirror throughput, CPU, memory and latency, next to MirrorMaker 2
+    Link(LinkArguments),
+}
+
+/// Arguments of `cargo xtask bench link`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LinkArguments {
+    /// Write the results to FILE as a JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only the dataset with 4 partitions and lz4
+    #[arg(long)]
+    quick: bool,
+    /// Only this tool
+    #[arg(long, value_enum)]
+    tool: Option<Tool>,
+    /// Records of 1 kB in each dataset
+    #[arg(long, default_value_t = 1_000_000)]
+    records: u64,
+}
+
+pub(crate) fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Link(arguments) => link(arguments),
+    }
+}
+
+/// The two clusters that every contender is measured on.
+#[derive(Debug)]
+struct Clusters {
+    source: KafkaCluster,
+    destination: KafkaCluster,
+    install: KafkaInstall,
+}
+
+fn link(arguments: &LinkArguments) -> Result<ExitCode> {
+    let tools: Vec<Tool> = arguments
+        .tool
+        .map_or_else(|| Tool::ALL.to_vec(), |tool| vec![tool]);
+    let install = obtain(&[Server::Kafka], &Terminal::new())?
+        .kafka
+        .context("Kafka was not installed")?;
+    if tools.contains(&Tool::Standfast) {
+        eprintln!("building the release binary");
+        standfast::program()?;
+    }
+    let began = Instant::now();
+    let step = |text: String| eprintln!("{:>4} s  {text}", began.elapsed().as_secs());
+    step("starting two Kafka clusters".to_owned());
+    let start = |name: &str| {
+        KafkaCluster::builder(name)
+            .full_jit()
+            .heap_mb(BROKER_HEAP_MB)
+            .start()
+    };
+    let clusters = Clusters {
+        source: start("west")?,
+        destination: start("east")?,
+        install,
+    };
+    step("warming the brokers up".to_owned());
+    let warm_up = Dataset::warm_up(WARM_UP_RECORDS);
+    warm_up.load(&clusters.source)?;
+    warm_up.load(&clusters.destination)?;
+    clusters.destination.delete_topic(&warm_up.topic())?;
+
+    let datasets = if arguments.quick {
+        Dataset::quick(arguments.records)
+    } else {
+        Dataset::all(arguments.records)
+    };
+    let mut measurements = Vec::new();
+    for dataset in &datasets {
+        step(format!("{dataset}: loading {} records", dataset.records));
+        dataset.load(&clusters.source)?;
+        for tool in &tools {
+            let measurement = measure(*tool, &clusters, dataset, &step)
+                .with_context(|| format!("measure {tool} on {dataset}"))?;
+            step(format!("{dataset}: {tool}: {measurement}"));
+            measurements.push(measurement);
+        }
+        clusters.source.delete_topic(&dataset.topic())?;
+    }
+    print!("{}", report::table(&measurements));
+    println!(
+        "{}; {} s in all",
+        report::machine(),
+        began.elapsed().as_secs()
+    );
+    if let Some(file) = &arguments.json {
+        report::write_json(file, &measurements)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(
+    tool: Tool,
+    clusters: &Clusters,
+    dataset: &Dataset,
+    step: &dyn Fn(String),
+) -> Result<Measurement> {
+    let latency_topic = format!("{}-latency-{tool}", dataset.topic());
+    clusters
+        .source
+        .create_topic(&latency_topic, dataset.partitions, &[])?;
+    let topics = [dataset.topic(), latency_topic.clone()];
+    step(format!("{dataset}: {tool}: starting"));
+    let mut contender = tool.prepare(clusters, dataset)?;
+    let before = contender.usage()?;
+    contender.mirror(&topics)?;
+    step(format!("{dataset}: {tool}: copying"));
+    let took = time_copy(clusters, &topics[0], contender.as_mut())?;
+    let copied = contender.usage()?;
+    step(format!(
+        "{dataset}: {tool}: latency at {} records/s",
+        latency::RATE
+    ));
+    let latency = latency::measure(clusters, &latency_topic, dataset.partitions)?;
+    let peak = contender.usage()?;
+    drop(contender);
+
+    clusters.source.delete_topic(&latency_topic)?;
+    for topic in &topics {
+        clusters.destination.delete_topic(topic)?;
+    }
+    let bytes = dataset.value_bytes();
+    Ok(Measurement {
+        tool: tool.to_string(),
+        dataset: dataset.to_string(),
+        mb_per_s: bytes / 1e6 / took.as_secs_f64(),
+        cpu_s_per_gb: (copied.cpu - before.cpu).as_secs_f64() / (bytes / 1e9),
+        rss_mb: peak.peak_resident_bytes as f64 / 1e6,
+        latency_p50_ms: latency.p50_ms,
+        latency_p99_ms: latency.p99_ms,
+    })
+}
+
+/// Time from the last look at which the destination was empty to the one at which it held every record.
+fn time_copy(clusters: &Clusters, topic: &str, contender: &mut dyn Contender) -> Result<Duration> {
+    let goal = clusters.source.log_end_offsets(topic)?;
+    let began = Instant::now();
+    let mut empty_at = began;
+    loop {
+        let looked_at = Instant::now();
+        // The tool creates the topic, so at first there is none.
+        let ends = clusters
+            .destination
+            .log_end_offsets(topic)
+            .unwrap_or_default();
+        if ends.iter().all(|end| *end == 0) {
+            empty_at = looked_at;
+        }
+        if ends == goal {
+            return Ok(looked_at - empty_at);
+        }
+        if let Some(failure) = contender.failure() {
+            bail!("it ended while it should copy; last lines of its log:\n{failure}");
+        }
+        if began.elapsed() > COPY_DEADLINE {
+            bail!("not copied within {COPY_DEADLINE:?}: log ends {ends:?}, wanted {goal:?}");
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,113 @@
+//! Standfast: the release binary, as an agent with one link on file discovery.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use standfast_servers::{Port, Profile, ServerProcess, workspace_program};
+use tempfile::TempDir;
+
+use super::contender::Contender;
+use super::{Clusters, Usage};
+
+#[derive(Debug)]
+pub(super) struct Standfast {
+    // Before the folder: the process must be gone when it is removed.
+    process: Option<ServerProcess>,
+    port: Port,
+    source: String,
+    destination: String,
+    folder: TempDir,
+}
+
+/// The release binary, built first if it is out of date.
+pub(super) fn program() -> Result<PathBuf> {
+    Ok(workspace_program("standfast", Profile::Release)?)
+}
+
+impl Standfast {
+    pub(super) fn prepare(clusters: &Clusters) -> Result<Self> {
+        Ok(Self {
+            process: None,
+            port: Port::reserve()?,
+            source: clusters.source.bootstrap(),
+            destination: clusters.destination.bootstrap(),
+            folder: tempfile::Builder::new()
+                .prefix("standfast-bench-")
+                .tempdir()
+                .context("create a folder")?,
+        })
+    }
+
+    fn configuration(&self, topics: &[String]) -> String {
+        let folder = self.folder.path().display();
+        let (source, destination, listen) = (&self.source, &self.destination, self.port.address());
+        format!(
+            r#"[agent]
+name = "bench"
+listen = "{listen}"
+data_dir = "{folder}/data"
+[fleet]
+name = "bench"
+[discovery]
+backend = "file"
+path = "{folder}/discovery"
+[secrets]
+backend = "none"
+[clusters.west]
+bootstrap = "{source}"
+[clusters.east]
+bootstrap = "{destination}"
+[[links]]
+name = "west-to-east"
+source = "west"
+destination = "east"
+topics = {topics:?}
+"#
+        )
+    }
+
+    fn command(&self, config: &Path, words: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program()?);
+        command.args(words).arg("--config").arg(config);
+        Ok(command)
+    }
+}
+
+impl Contender for Standfast {
+    fn mirror(&mut self, topics: &[String]) -> Result<()> {
+        let config = self.folder.path().join("agent.toml");
+        fs::write(&config, self.configuration(topics))
+            .with_context(|| format!("write {}", config.display()))?;
+        for name in ["data", "discovery"] {
+            fs::create_dir_all(self.folder.path().join(name)).context("create a folder")?;
+        }
+        let created = self
+            .command(&config, &["fleet", "init"])?
+            .args(["--active", "west"])
+            .output()
+            .context("run standfast")?;
+        if !created.status.success() {
+            bail!(
+                "standfast fleet init: {}",
+                String::from_utf8_lossy(&created.stderr)
+            );
+        }
+        let agent = self.command(&config, &["agent"])?;
+        let log = self.folder.path().join("log");
+        self.process = Some(ServerProcess::spawn(agent, &log, Some(self.folder.path()))?);
+        Ok(())
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        self.process
+            .as_ref()
+            .map_or(Ok(Usage::default()), |process| Usage::of(process.pid()))
+    }
+
+    fn failure(&mut self) -> Option<String> {
+        let process = self.process.as_mut()?;
+        process.exited().map(|_| process.log_tail())
+    }
+}
