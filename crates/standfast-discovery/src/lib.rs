@@ -121,7 +121,8 @@ impl Discovery {
         Ok(Self { backend })
     }
 
-    /// The record as it is stored now (Consul: a consistent read from the first address that answers).
+    /// The record as it is stored now (Consul: a consistent read from the first address that answers). Where the
+    /// addresses are Consul clusters of their own, a watch may know a higher epoch: a writer must go above both.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Denied`], [`Error::Malformed`], [`Error::Io`].
@@ -197,7 +198,7 @@ impl Discovery {
 
     /// Takes the fleet's lock, or fails at once if somebody else holds it. `holder` is shown to others.
     ///
-    /// On Consul `ttl` is the session's (10 s to 24 h); the lock is renewed at a third of it. The file backend ignores
+    /// On Consul `ttl` is the session's (by its default settings 10 s to 24 h); it is renewed at a third of it. The file backend ignores
     /// it: its lock goes away with the process.
     ///
     /// # Errors

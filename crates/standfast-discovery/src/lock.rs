@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -32,10 +32,42 @@ pub(crate) enum Held {
 pub(crate) enum LockState {
     /// Held for as long as the process lives.
     Held,
-    /// Held until this moment on the local monotonic clock, later if renewed.
-    HeldUntil(Instant),
+    /// Held until then, later if renewed.
+    HeldUntil(Deadline),
     /// Gone, and not coming back.
     Lost,
+}
+
+/// A moment on two clocks; it has passed when either says so. The monotonic one stands still while the machine is
+/// suspended, and Consul does not; the wall clock may be set back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Deadline {
+    pub(crate) fn now() -> Self {
+        Self {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    pub(crate) fn after(self, duration: Duration) -> Self {
+        Self {
+            monotonic: self.monotonic + duration,
+            wall: self.wall + duration,
+        }
+    }
+
+    pub(crate) fn monotonic(self) -> Instant {
+        self.monotonic
+    }
+
+    pub(crate) fn has_passed(self) -> bool {
+        Instant::now() >= self.monotonic || SystemTime::now() >= self.wall
+    }
 }
 
 impl Lock {
@@ -53,7 +85,7 @@ impl Lock {
     pub fn is_valid(&self) -> bool {
         match *self.state.borrow() {
             LockState::Held => true,
-            LockState::HeldUntil(deadline) => Instant::now() < deadline,
+            LockState::HeldUntil(deadline) => !deadline.has_passed(),
             LockState::Lost => false,
         }
     }
@@ -63,7 +95,7 @@ impl Lock {
     pub fn valid_until(&self) -> Option<Instant> {
         match *self.state.borrow() {
             LockState::Held => None,
-            LockState::HeldUntil(deadline) => Some(deadline),
+            LockState::HeldUntil(deadline) => Some(deadline.monotonic),
             LockState::Lost => Some(Instant::now()),
         }
     }
@@ -82,7 +114,10 @@ impl Lock {
             match now {
                 LockState::Lost => return,
                 LockState::Held => std::future::pending().await,
-                LockState::HeldUntil(deadline) => {
+                LockState::HeldUntil(Deadline {
+                    monotonic: deadline,
+                    ..
+                }) => {
                     let changed = tokio::time::timeout_at(deadline.into(), state.changed()).await;
                     // Deadline passed, or the renewing task is gone: either way nobody vouches for the lock.
                     if !matches!(changed, Ok(Ok(()))) && Instant::now() >= deadline {
@@ -114,5 +149,31 @@ impl Lock {
             }
             Held::Session(session) => session.release().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_clock_ends_the_lock() {
+        let now = Deadline::now();
+        let later = now.after(Duration::from_secs(60));
+        assert!(!later.has_passed());
+        assert!(
+            Deadline {
+                wall: now.wall,
+                ..later
+            }
+            .has_passed()
+        );
+        assert!(
+            Deadline {
+                monotonic: now.monotonic,
+                ..later
+            }
+            .has_passed()
+        );
     }
 }

@@ -51,7 +51,9 @@ pub(super) struct Answer {
 /// Why an address did not do what was asked.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Nothing was sent.
+    /// Nothing was sent, because of something here, such as a token file that cannot be read.
+    NotReady { address: String, reason: String },
+    /// Nothing was sent: no connection.
     NotSent { address: String, reason: String },
     /// Sent, but no usable answer came.
     NoAnswer { address: String, reason: String },
@@ -69,6 +71,20 @@ impl Failure {
     pub(super) fn may_have_been_applied(&self) -> bool {
         // An error of Consul's own may be the timeout of a server that forwarded the write.
         matches!(self, Self::NoAnswer { .. } | Self::Answer { .. })
+    }
+
+    /// What to do about it.
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::NotSent { reason, .. } if reason.contains("certificate") => {
+                "; check tls.ca_file and tls.server_name, and what certificate the server shows"
+            }
+            Self::NotSent { .. } | Self::NoAnswer { .. } => {
+                "; check that Consul runs there and can be reached from here"
+            }
+            Self::Answer { .. } => "; check that this is Consul, that it has a leader, and its log",
+            Self::NotReady { .. } | Self::Denied { .. } => "",
+        }
     }
 
     pub(super) fn into_error(self, key: &str) -> Error {
@@ -95,15 +111,19 @@ impl Failure {
         }
     }
 
+    /// The address, and the reason with the advice.
     pub(super) fn into_parts(self) -> (String, String) {
-        match self {
-            Self::NotSent { address, reason }
+        let advice = self.advice();
+        let (address, reason) = match self {
+            Self::NotReady { address, reason }
+            | Self::NotSent { address, reason }
             | Self::NoAnswer { address, reason }
             | Self::Answer { address, reason }
             | Self::Denied {
                 address, reason, ..
             } => (address, reason),
-        }
+        };
+        (address, reason + advice)
     }
 }
 
@@ -250,7 +270,7 @@ impl Address {
 
     async fn try_send(&self, request: Request<'_>, token: &Token) -> Result<Answer, Failure> {
         let address = || self.name.clone();
-        let not_sent = |reason: String| Failure::NotSent {
+        let not_ready = |reason: String| Failure::NotReady {
             address: address(),
             reason,
         };
@@ -262,9 +282,9 @@ impl Address {
             .query(request.query)
             .timeout(request.timeout)
             .header(USER_AGENT, concat!("standfast/", env!("CARGO_PKG_VERSION")));
-        if let Some(secret) = token.read().map_err(not_sent)? {
+        if let Some(secret) = token.read().map_err(not_ready)? {
             let mut value = HeaderValue::from_str(secret.expose_secret())
-                .map_err(|_| not_sent(format!("{token} contains characters that no token has")))?;
+                .map_err(|_| not_ready(format!("{token} contains characters that no token has")))?;
             value.set_sensitive(true);
             builder = builder.header("X-Consul-Token", value);
         }

@@ -302,10 +302,7 @@ impl Failures {
         Error::Unavailable {
             address: addresses.join(", "),
             key: key.to_owned(),
-            reason: format!(
-                "{}; check that Consul runs, has a leader and is reachable from here",
-                reasons.join(" | ")
-            ),
+            reason: reasons.join(" | "),
         }
     }
 }

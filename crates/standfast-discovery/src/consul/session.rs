@@ -17,7 +17,7 @@ use super::pace::{Backoff, Pace};
 use super::watch::next_index;
 use super::{Consul, Failures};
 use crate::error::Error;
-use crate::lock::{Held, Lock, LockState};
+use crate::lock::{Deadline, Held, Lock, LockState};
 use crate::name::FleetName;
 
 /// Bounds on a session's TTL. Consul has its own, by default 10 s (`session_ttl_min`) and 24 h, and says so itself.
@@ -90,7 +90,7 @@ impl Consul {
             )));
         }
         let key = self.key(fleet, "lock");
-        let created_at = Instant::now();
+        let created_at = Deadline::now();
         let session = self.create_session(&key, holder, ttl).await?;
         match session.acquire(holder).await {
             Ok(lock_index) => Ok(session.keep(created_at, lock_index)),
@@ -205,7 +205,7 @@ impl Session {
     }
 
     /// Starts renewing.
-    fn keep(self, created_at: Instant, lock_index: u64) -> Lock {
+    fn keep(self, created_at: Deadline, lock_index: u64) -> Lock {
         let (state, receiver) = watch::channel(LockState::HeldUntil(self.deadline(created_at)));
         let (end, ended) = oneshot::channel();
         tokio::spawn(self.renew_until(ended, state, created_at));
@@ -213,18 +213,18 @@ impl Session {
     }
 
     /// A renewal counts from when it was sent, and a tenth is kept back for clocks that run unevenly.
-    fn deadline(&self, renewed_at: Instant) -> Instant {
-        renewed_at + self.ttl - self.ttl / 10
+    fn deadline(&self, renewed_at: Deadline) -> Deadline {
+        renewed_at.after(self.ttl - self.ttl / 10)
     }
 
     async fn renew_until(
         self,
         mut ended: oneshot::Receiver<oneshot::Sender<Result<(), Error>>>,
         state: watch::Sender<LockState>,
-        created_at: Instant,
+        created_at: Deadline,
     ) {
         let mut deadline = self.deadline(created_at);
-        let mut next = created_at + self.ttl / 3;
+        let mut next = created_at.monotonic() + self.ttl / 3;
         let taken_away = self.taken_away();
         tokio::pin!(taken_away);
         let why = loop {
@@ -241,19 +241,19 @@ impl Session {
                     return;
                 }
                 holder = &mut taken_away => break holder,
-                () = sleep_until(deadline.into()) => {
+                () = sleep_until(deadline.monotonic().into()) => {
                     break format!("it was not renewed within its TTL of {:?}", self.ttl);
                 }
                 (sent_at, renewed) = self.renew_at(next) => match renewed {
                     Ok(true) => {
                         deadline = self.deadline(sent_at);
-                        next = sent_at + self.ttl / 3;
+                        next = sent_at.monotonic() + self.ttl / 3;
                         state.send_replace(LockState::HeldUntil(deadline));
                     }
                     Ok(false) => break "its session has expired or was destroyed".to_owned(),
                     Err(failure) => {
                         let error = failure.into_error(&self.key);
-                        tracing::warn!(key = self.key, %error, left = ?deadline - Instant::now(), "lock not renewed, trying again");
+                        tracing::warn!(key = self.key, %error, left = ?deadline.monotonic().saturating_duration_since(Instant::now()), "lock not renewed, trying again");
                         next = Instant::now() + RENEW_RETRY;
                     }
                 },
@@ -265,12 +265,12 @@ impl Session {
         let _ = self.destroy().await;
     }
 
-    async fn renew_at(&self, when: Instant) -> (Instant, Result<bool, Failure>) {
+    async fn renew_at(&self, when: Instant) -> (Deadline, Result<bool, Failure>) {
         sleep_until(when.into()).await;
-        let mut sent_at = Instant::now();
+        let mut sent_at = Deadline::now();
         let mut last = None;
         for address in self.consul.order(Some(self.home)) {
-            sent_at = Instant::now();
+            sent_at = Deadline::now();
             match self
                 .consul
                 .session_call(address, &format!("renew/{}", self.id), None)
