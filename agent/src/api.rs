@@ -1,0 +1,273 @@
+//! The JSON of the HTTP API: written by the server, read by the command line. Field names are stable.
+//!
+//! Mirror fields and values are Confluent Cluster Linking's own names, because people and their scripts know them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
+use standfast_link::MirrorDescription;
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) agent: AgentStatus,
+    pub(crate) fleet: FleetStatus,
+    pub(crate) clusters: Vec<ClusterStatus>,
+    pub(crate) links: Vec<LinkStatus>,
+    /// A failover or switchover that is running right now.
+    pub(crate) operation: Option<OperationStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AgentStatus {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) started_at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FleetStatus {
+    pub(crate) name: FleetName,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) active: Option<ClusterName>,
+    pub(crate) state: Option<FleetState>,
+    pub(crate) source: RecordSource,
+    /// Since when discovery gives no answer.
+    pub(crate) stale_since: Option<Timestamp>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// Where the agent's view of the fleet record comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum RecordSource {
+    /// Discovery answers.
+    Live,
+    /// Discovery answered once and does not now; the last answer is used.
+    Stale,
+    /// Discovery has not answered since the start; the record kept in data_dir is used.
+    Cached,
+    /// There is no record at all.
+    Never,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ClusterStatus {
+    pub(crate) name: ClusterName,
+    pub(crate) active: bool,
+    pub(crate) status: Health,
+    /// Since when the status is what it is.
+    pub(crate) since: Timestamp,
+    pub(crate) bootstrap: String,
+    pub(crate) cluster_id: Option<String>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// A cluster as the probe sees it. Informs the operator; nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Health {
+    Healthy,
+    Unreachable,
+    /// Not probed often enough yet.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LinkStatus {
+    pub(crate) link_name: String,
+    pub(crate) source_cluster: ClusterName,
+    pub(crate) destination_cluster: ClusterName,
+    /// ACTIVE, FAILED, UNAVAILABLE, PAUSED, UNKNOWN as the engine says, or STOPPED by the agent.
+    pub(crate) link_state: String,
+    /// Why the agent holds or restarts the link.
+    pub(crate) reason: Option<String>,
+    pub(crate) link_error: Option<String>,
+    pub(crate) mirror_count: usize,
+    /// The largest lag of any partition, in records.
+    pub(crate) max_lag: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OperationStatus {
+    /// `failover` or `switchover`.
+    pub(crate) kind: String,
+    pub(crate) step: String,
+    pub(crate) since: Timestamp,
+}
+
+/// `GET /v1/mirrors` and `GET /v1/mirrors/{topic}`: always a list, since a topic may be mirrored by several links.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MirrorList {
+    pub(crate) data: Vec<Mirror>,
+}
+
+/// One mirror topic of one link: the engine's own words, and why the agent holds it, if it does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mirror {
+    #[serde(flatten)]
+    pub(crate) description: MirrorDescription,
+    #[serde(default)]
+    pub(crate) mirror_state_transition_errors: Vec<TransitionError>,
+}
+
+/// Why a mirror is not in the state that one would expect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TransitionError {
+    pub(crate) error_code: String,
+    pub(crate) error_message: String,
+}
+
+/// `GET /v1/fleet`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FleetAnswer {
+    pub(crate) fleet: FleetName,
+    pub(crate) source: RecordSource,
+    pub(crate) last_error: Option<String>,
+    pub(crate) record: Option<FleetRecord>,
+}
+
+/// Body of `POST /v1/failover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FailoverRequest {
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+    #[serde(default)]
+    pub(crate) to: Option<ClusterName>,
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+}
+
+/// Body of `POST /v1/switchover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SwitchoverRequest {
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+    #[serde(default)]
+    pub(crate) to: Option<ClusterName>,
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+    /// How long the drain may take.
+    #[serde(default)]
+    pub(crate) timeout_ms: Option<u64>,
+    /// How long the source must stand still.
+    #[serde(default)]
+    pub(crate) settle_ms: Option<u64>,
+}
+
+/// What a failover or switchover did, or (dry run) would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) fleet: FleetName,
+    /// `true` for a switchover.
+    pub(crate) planned: bool,
+    pub(crate) outcome: Outcome,
+    /// The epoch of the record after the operation (dry run: as it is).
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) from: Option<ClusterName>,
+    pub(crate) to: ClusterName,
+    /// The discovery key of the handoff.
+    pub(crate) handoff: Option<String>,
+    /// The handoff itself: topic → per partition the offset up to which `to` holds the log of `from`.
+    pub(crate) handoff_offsets: BTreeMap<String, Vec<Option<i64>>>,
+    /// Records that the source is known to have had and the new cluster does not; `null` is unknown.
+    pub(crate) rpo_records: Option<i64>,
+    /// The largest of the topics'; `null` is unknown.
+    pub(crate) rpo_seconds: Option<f64>,
+    pub(crate) topics: Vec<TopicReport>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) total_ms: u64,
+    /// What the operator should know; empty is good.
+    pub(crate) warnings: Vec<String>,
+    /// Records written to the old cluster after the flip: they are on that cluster only.
+    pub(crate) late_writes: Vec<LateWrite>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Outcome {
+    /// The record was changed.
+    Flipped,
+    /// The record was changed, but some topics have errors or unknown log ends.
+    FlippedInPart,
+    /// Nothing to do.
+    AlreadyActive,
+    /// Nothing was changed because that was asked for.
+    DryRun,
+    /// The record was not changed, and mirroring goes on.
+    Failed,
+    /// Discovery did not say whether the record was changed; mirrors wait until it does.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TopicReport {
+    pub(crate) link_name: String,
+    pub(crate) mirror_topic_name: String,
+    pub(crate) mirror_status: String,
+    pub(crate) error_code: Option<String>,
+    pub(crate) error_message: Option<String>,
+    pub(crate) rpo_records: Option<i64>,
+    pub(crate) rpo_seconds: Option<f64>,
+    pub(crate) mirror_lags: Vec<MirrorLag>,
+}
+
+/// One partition in a report. Unknown values are `null`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MirrorLag {
+    pub(crate) partition: i32,
+    /// Records known to be on the source only.
+    pub(crate) lag: Option<i64>,
+    /// Upper bound of the time whose records may be on the source only.
+    pub(crate) lag_seconds: Option<f64>,
+    pub(crate) last_source_fetch_offset: Option<i64>,
+    /// As last seen: the source is not asked again.
+    pub(crate) source_log_end_offset: Option<i64>,
+    pub(crate) destination_log_end_offset: Option<i64>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LateWrite {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    /// Where they begin.
+    pub(crate) from_offset: i64,
+    pub(crate) records: i64,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ErrorBody {
+    pub(crate) error_code: ErrorCode,
+    pub(crate) message: String,
+    /// How far a failover or switchover got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) report: Option<Box<Report>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum ErrorCode {
+    BadRequest,
+    NotFound,
+    /// Another failover or switchover is running, here or elsewhere.
+    OperationInProgress,
+    /// A precondition does not hold; nothing was changed.
+    Refused,
+    /// Discovery gives no answer; nothing was changed.
+    DiscoveryUnreachable,
+    /// The operation failed on the way; mirroring goes on.
+    OperationFailed,
+    Internal,
+}

@@ -1,0 +1,282 @@
+//! The command line: what can be asked for, and where each command goes.
+//!
+//! Data goes to stdout; everything else (progress, warnings, errors) goes to stderr.
+
+mod check;
+mod client;
+mod failover;
+mod fleet;
+mod mirrors;
+mod output;
+mod status;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::exit::{EXIT_CODES, Exit, Failed};
+use crate::logging::LogFormat;
+use client::AgentClient;
+use output::Printer;
+
+/// Keeps applications running when a Kafka cluster, or its region, is lost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "standfast",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  standfast config check agent.toml          look for mistakes before starting
+  standfast fleet init --config agent.toml --active west
+  standfast agent --config agent.toml        run the daemon
+  standfast mirror list                      what is mirrored, and how far behind
+  standfast failover --dry-run               what a failover would lose right now
+  standfast failover --yes --reason 'west is down'";
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// How data is printed on stdout.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Table, global = true)]
+    pub(crate) output: OutputFormat,
+    /// Where the agent's HTTP API listens.
+    #[arg(
+        long,
+        env = "STANDFAST_AGENT",
+        default_value = "http://127.0.0.1:9370",
+        value_name = "URL",
+        global = true
+    )]
+    pub(crate) agent: String,
+    /// No progress and no hints on stderr, only errors.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs; field names are stable.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon: the links, the health probes and the HTTP API.
+    #[command(after_help = AGENT_HELP)]
+    Agent(AgentArgs),
+    /// Show the fleet, the clusters' health and the links.
+    Status,
+    /// Look at mirror topics.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// Unplanned: stop the mirrors now and make another cluster the active one.
+    #[command(after_help = FAILOVER_HELP)]
+    Failover(FailoverArgs),
+    /// Planned: hold the producers, drain the mirrors to lag 0, then change the active cluster.
+    #[command(after_help = SWITCHOVER_HELP)]
+    Switchover(SwitchoverArgs),
+    /// Look at the fleet record in discovery, or create it.
+    #[command(subcommand)]
+    Fleet(FleetCommand),
+    /// Check a configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completion script for a shell.
+    #[command(
+        after_help = "Example:\n  standfast completions bash > /etc/bash_completion.d/standfast"
+    )]
+    Completions {
+        /// The shell to print it for.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The configuration file (TOML).
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// How log lines look on stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "STANDFAST_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+const AGENT_HELP: &str = "\
+The agent never fails over by itself: an operator, or the operator's automation, runs `standfast failover`.
+SIGTERM or SIGINT stops it: a running failover is finished, then the links end. A second signal ends it at once.
+The log level is taken from STANDFAST_LOG (for example: info, standfast_link=debug).";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// All mirror topics, one line each.
+    List {
+        /// Only the mirrors of this link.
+        #[arg(long)]
+        link: Option<String>,
+    },
+    /// One mirror topic, partition by partition.
+    Describe {
+        /// The topic.
+        topic: String,
+        /// Only the mirror of this link (a topic may be mirrored by several).
+        #[arg(long)]
+        link: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FailoverArgs {
+    /// Say what would happen and what would be lost, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The cluster to make active. Needed only if this agent's links have several destinations.
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) to: Option<String>,
+    /// Why; kept in the fleet record.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+const FAILOVER_HELP: &str = "\
+Order: lock, read the fleet record, check, stop the mirrors and note their log ends, write the handoff, change the record.
+The source cluster is never waited for. If the record cannot be changed, mirroring goes on and the report says so.
+Running it again is safe: what is done stays done, and `already active` ends with exit code 0.
+
+Examples:
+  standfast failover --dry-run
+  standfast failover --to east --reason 'region west is flooded' --yes";
+
+#[derive(Debug, Args)]
+pub(crate) struct SwitchoverArgs {
+    #[command(flatten)]
+    pub(crate) common: FailoverArgs,
+    /// How long the drain may take before the producers are let go again.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "60s", value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+    /// How long the source's log ends must stand still to count as drained.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "1s", value_name = "DURATION")]
+    pub(crate) settle: Duration,
+}
+
+const SWITCHOVER_HELP: &str = "\
+Order: lock, fence (clients that use the wrapper hold their producers), wait until the source stands still and every
+mirror has lag 0, carry over group offsets, stop the mirrors, write the handoff, change the record. Nothing is lost.
+If a producer goes on writing to the source, or the drain takes too long, the fence is lifted and nothing has changed.
+
+Example:
+  standfast switchover --to east --reason 'maintenance in west' --timeout 2m --yes";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FleetCommand {
+    /// Show the fleet record.
+    Show {
+        /// Read discovery directly, as this configuration file says, without an agent.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Create the fleet record. An existing one is never changed.
+    Init {
+        /// The agent's configuration file: fleet, discovery and clusters are taken from it.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The cluster that applications use now.
+        #[arg(long, value_name = "CLUSTER")]
+        active: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Report every mistake in the file at once.
+    Check {
+        /// The configuration file (TOML).
+        file: PathBuf,
+        /// Also try the clusters (bootstrap, credentials, cluster id), discovery and secrets.
+        #[arg(long)]
+        connect: bool,
+    },
+}
+
+/// Runs everything but `agent`.
+pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Failed> {
+    let printer = Printer::new(global.output, global.quiet);
+    let agent = || AgentClient::new(&global.agent);
+    match command {
+        Command::Agent(_) => Err(Failed::failure("the agent is started by main")),
+        Command::Status => status::show(&agent()?, &printer).await,
+        Command::Mirror(MirrorCommand::List { link }) => {
+            mirrors::list(&agent()?, &printer, link.as_deref()).await
+        }
+        Command::Mirror(MirrorCommand::Describe { topic, link }) => {
+            mirrors::describe(&agent()?, &printer, &topic, link.as_deref()).await
+        }
+        Command::Failover(args) => failover::failover(&agent()?, &printer, args).await,
+        Command::Switchover(args) => failover::switchover(&agent()?, &printer, args).await,
+        Command::Fleet(FleetCommand::Show { config: None }) => {
+            fleet::show(&agent()?, &printer).await
+        }
+        Command::Fleet(FleetCommand::Show { config: Some(file) }) => {
+            fleet::show_directly(&file, &printer).await
+        }
+        Command::Fleet(FleetCommand::Init { config, active }) => {
+            fleet::init(&config, &active, &printer).await
+        }
+        Command::Config(ConfigCommand::Check { file, connect }) => {
+            check::check(&file, connect, &printer).await
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "standfast",
+                &mut std::io::stdout(),
+            );
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_documents_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for exit in [
+            Exit::Ok,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::AgentUnreachable,
+            Exit::FailoverIncomplete,
+            Exit::Refused,
+        ] {
+            assert!(
+                help.contains(&format!("\n  {}  ", exit as u8)),
+                "exit code {} is not in:\n{help}",
+                exit as u8
+            );
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `standfast status`.
+
+use std::time::Duration;
+
+use super::client::AgentClient;
+use super::output::{Printer, cell, number, state};
+use crate::api::Status;
+use crate::daemon::name_of;
+use crate::exit::{Exit, Failed};
+
+/// How long a command that only looks waits.
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) async fn show(agent: &AgentClient, printer: &Printer) -> Result<Exit, Failed> {
+    let status: Status = agent.get(&["v1", "status"], &[], LOOK_LIMIT).await?;
+    if printer.is_json() {
+        printer.json(&status)?;
+        return Ok(Exit::Ok);
+    }
+    let fleet = &status.fleet;
+    let mut table = printer.table(&["Fleet", "Epoch", "Active", "State", "Record", "Agent"]);
+    table.row([
+        cell(&fleet.name),
+        number(fleet.epoch),
+        number(fleet.active.as_ref()),
+        fleet
+            .state
+            .as_ref()
+            .map_or_else(|| cell("-"), |s| state(&name_of(s))),
+        state(&name_of(&fleet.source)),
+        cell(format!("{} {}", status.agent.name, status.agent.version)),
+    ]);
+    table.print()?;
+    printer.line("")?;
+
+    let mut table = printer.table(&[
+        "Cluster",
+        "Active",
+        "Status",
+        "Since",
+        "Bootstrap",
+        "Cluster Id",
+    ]);
+    for cluster in &status.clusters {
+        table.row([
+            cell(&cluster.name),
+            cell(if cluster.active { "yes" } else { "" }),
+            state(&name_of(&cluster.status)),
+            cell(cluster.since.strftime("%Y-%m-%dT%H:%M:%SZ")),
+            cell(&cluster.bootstrap),
+            number(cluster.cluster_id.as_ref()),
+        ]);
+    }
+    table.print()?;
+    printer.line("")?;
+
+    let mut table = printer.table(&[
+        "Link Name",
+        "Source",
+        "Destination",
+        "Link State",
+        "Mirrors",
+        "Max Lag",
+        "Reason",
+    ]);
+    for link in &status.links {
+        let reason = link.reason.as_ref().or(link.link_error.as_ref());
+        table.row([
+            cell(&link.link_name),
+            cell(&link.source_cluster),
+            cell(&link.destination_cluster),
+            state(&link.link_state),
+            cell(link.mirror_count),
+            number(link.max_lag),
+            cell(reason.map_or("", String::as_str)),
+        ]);
+    }
+    table.print()?;
+    hints(&status, printer);
+    Ok(Exit::Ok)
+}
+
+fn hints(status: &Status, printer: &Printer) {
+    if let Some(operation) = &status.operation {
+        printer.note(format!(
+            "\n{} is running, step {}",
+            operation.kind, operation.step
+        ));
+    }
+    if let Some(error) = &status.fleet.last_error {
+        printer.note(format!("\ndiscovery: {error}"));
+    }
+    for cluster in &status.clusters {
+        if let Some(error) = &cluster.last_error {
+            printer.note(format!("cluster {}: {error}", cluster.name));
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! From a cluster's entry and its credentials to the options of a connection.
+
+use standfast_discovery::{ClusterEntry, SecurityProtocol};
+use standfast_secrets::{Credentials, Pem, SecretPath, SecretsHandle};
+use standfast_wire::{ClusterOptions, HostPort, SaslMechanism, SaslOptions, TlsOptions};
+
+/// Kafka's default when neither the entry nor the secret names one.
+const DEFAULT_MECHANISM: SaslMechanism = SaslMechanism::Plain;
+
+/// Why a cluster cannot be connected to yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ClusterError {
+    /// The secret has not been read so far.
+    #[error("waiting for the credentials \"{0}\"")]
+    NoCredentials(SecretPath),
+    #[error("{0}")]
+    Invalid(String),
+}
+
+pub(crate) fn uses_sasl(protocol: SecurityProtocol) -> bool {
+    matches!(
+        protocol,
+        SecurityProtocol::SaslPlaintext | SecurityProtocol::SaslSsl
+    )
+}
+
+fn uses_tls(protocol: SecurityProtocol) -> bool {
+    matches!(protocol, SecurityProtocol::Ssl | SecurityProtocol::SaslSsl)
+}
+
+/// The options for a cluster with the last known credentials.
+///
+/// # Errors
+/// No credentials yet, or credentials that do not fit the cluster's `security_protocol`.
+pub(crate) fn options(
+    entry: &ClusterEntry,
+    secrets: &SecretsHandle,
+    client_id: &str,
+) -> Result<ClusterOptions, ClusterError> {
+    let credentials = match secret_path(entry)? {
+        None => None,
+        Some(path) => match secrets.get(&path) {
+            Some(credentials) => Some(credentials),
+            None => return Err(ClusterError::NoCredentials(path)),
+        },
+    };
+    with_credentials(entry, credentials.as_deref(), client_id)
+}
+
+/// The path of the entry's secret.
+pub(crate) fn secret_path(entry: &ClusterEntry) -> Result<Option<SecretPath>, ClusterError> {
+    entry
+        .secret
+        .as_ref()
+        .map(|path| SecretPath::new(path.clone()))
+        .transpose()
+        .map_err(|e| ClusterError::Invalid(e.to_string()))
+}
+
+/// The options for a cluster with these credentials.
+pub(crate) fn with_credentials(
+    entry: &ClusterEntry,
+    credentials: Option<&Credentials>,
+    client_id: &str,
+) -> Result<ClusterOptions, ClusterError> {
+    let invalid = |error: standfast_wire::Error| ClusterError::Invalid(error.to_string());
+    let bootstrap = HostPort::parse_list(&entry.bootstrap).map_err(invalid)?;
+    let mut options = ClusterOptions::new(bootstrap);
+    options.client_id = client_id.to_owned();
+    options.expected_cluster_id.clone_from(&entry.cluster_id);
+    if uses_tls(entry.security_protocol) {
+        options.tls = Some(tls(credentials)?);
+    }
+    if uses_sasl(entry.security_protocol) {
+        options.sasl = Some(sasl(entry, credentials)?);
+    }
+    Ok(options)
+}
+
+fn tls(credentials: Option<&Credentials>) -> Result<TlsOptions, ClusterError> {
+    let Some(credentials) = credentials else {
+        return Ok(TlsOptions::default());
+    };
+    if credentials.ssl_key_password.is_some() {
+        return Err(ClusterError::Invalid(
+            "the secret holds an encrypted ssl_key, which is not supported yet; store the key without a password".to_owned(),
+        ));
+    }
+    let pem = |pem: &Option<Pem>| {
+        pem.as_ref()
+            .map(|p| standfast_wire::Pem::Text(p.expose().to_owned().into()))
+    };
+    Ok(TlsOptions {
+        ca: pem(&credentials.ssl_ca),
+        certificate: pem(&credentials.ssl_certificate),
+        key: pem(&credentials.ssl_key),
+        server_name: None,
+    })
+}
+
+fn sasl(
+    entry: &ClusterEntry,
+    credentials: Option<&Credentials>,
+) -> Result<SaslOptions, ClusterError> {
+    let login = credentials.and_then(|c| Some((c, c.username.as_ref()?, c.password.as_ref()?)));
+    let Some((credentials, username, password)) = login else {
+        return Err(ClusterError::Invalid(format!(
+            "security_protocol {} needs a secret with username and password",
+            entry.security_protocol
+        )));
+    };
+    let named = credentials
+        .sasl_mechanism
+        .as_deref()
+        .or(entry.sasl_mechanism.as_deref());
+    let mechanism = named.map_or(Ok(DEFAULT_MECHANISM), str::parse);
+    Ok(SaslOptions {
+        mechanism: mechanism
+            .map_err(|e: standfast_wire::Error| ClusterError::Invalid(e.to_string()))?,
+        username: username.clone(),
+        password: password.expose().to_owned().into(),
+    })
+}

@@ -1,0 +1,221 @@
+//! The agent's configuration file (TOML).
+//!
+//! Unknown keys are errors everywhere, and every mistake found is reported together: see [`load`].
+
+mod document;
+mod problems;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use standfast_discovery::{ClusterEntry, ClusterName, DiscoveryOptions, FleetName};
+use standfast_secrets::SecretsOptions;
+
+pub(crate) use problems::ConfigError;
+
+use document::Document;
+use problems::Problems;
+
+/// A whole, checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) agent: AgentSection,
+    pub(crate) fleet: FleetSection,
+    pub(crate) discovery: DiscoveryOptions,
+    pub(crate) secrets: SecretsOptions,
+    pub(crate) clusters: BTreeMap<ClusterName, ClusterEntry>,
+    pub(crate) links: Vec<LinkSection>,
+    pub(crate) health: HealthSection,
+    pub(crate) failover: FailoverSection,
+}
+
+/// `[agent]`: this process.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AgentSection {
+    /// Who this agent is: shown as lock holder and in the status.
+    pub(crate) name: String,
+    /// Where the HTTP API listens.
+    #[serde(default = "default_listen")]
+    pub(crate) listen: SocketAddr,
+    /// Lets the API listen beyond loopback. It has no authentication.
+    #[serde(default)]
+    pub(crate) allow_remote: bool,
+    /// Where the last known fleet record is kept.
+    pub(crate) data_dir: PathBuf,
+    /// How long a running operation and the links may take to end after SIGTERM.
+    #[serde(default = "default_shutdown_grace", deserialize_with = "duration")]
+    pub(crate) shutdown_grace: Duration,
+}
+
+/// `[fleet]`: which fleet this agent serves.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FleetSection {
+    pub(crate) name: FleetName,
+}
+
+/// `[[links]]`: one direction of mirroring.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LinkSection {
+    pub(crate) name: String,
+    pub(crate) source: ClusterName,
+    pub(crate) destination: ClusterName,
+    /// Topics by name.
+    pub(crate) topics: Vec<String>,
+    /// Consumer groups whose offsets are carried over.
+    #[serde(default)]
+    pub(crate) groups: Vec<String>,
+    /// Upper bound of the memory for records in flight.
+    #[serde(default)]
+    pub(crate) memory_mib: Option<usize>,
+    /// How often group offsets are carried over.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub(crate) group_sync_interval: Option<Duration>,
+    /// Replication factor of the mirror topics; without it, the destination's default.
+    #[serde(default)]
+    pub(crate) replication_factor: Option<i16>,
+}
+
+/// `[health]`: when a cluster counts as unreachable.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HealthSection {
+    /// Time between two probes of one cluster.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) interval: Duration,
+    /// How long one probe may take.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) timeout: Duration,
+    /// Failed probes in a row that make a cluster UNREACHABLE.
+    pub(crate) unreachable_after: u32,
+    /// Good probes in a row that make it HEALTHY again.
+    pub(crate) healthy_after: u32,
+}
+
+impl Default for HealthSection {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(2),
+            unreachable_after: 3,
+            healthy_after: 2,
+        }
+    }
+}
+
+/// `[failover]`: the time limits of failover and switchover.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FailoverSection {
+    /// How long the lock outlives an agent that died holding it.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) lock_ttl: Duration,
+    /// The longest that any one step may take (a drain has its own limit).
+    #[serde(deserialize_with = "duration")]
+    pub(crate) step_timeout: Duration,
+    /// How long carrying over group offsets may hold up a failover while the source is alive.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) group_sync_timeout: Duration,
+    /// How long the old cluster is watched for late writes after a switchover.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) late_write_watch: Duration,
+}
+
+impl Default for FailoverSection {
+    fn default() -> Self {
+        Self {
+            lock_ttl: Duration::from_secs(15),
+            step_timeout: Duration::from_secs(5),
+            group_sync_timeout: Duration::from_secs(2),
+            late_write_watch: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Reads and checks the file.
+///
+/// # Errors
+/// Every problem found, with line, key and what to do; or why the file cannot be read.
+pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::unreadable(path, &source))?;
+    parse(&path.display().to_string(), &text)
+}
+
+fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
+    let mut problems = Problems::new(file, text);
+    let config = read(text, &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems.into_error()),
+    }
+}
+
+/// `None` if a section could not be read; sections that could are checked all the same.
+fn read(text: &str, problems: &mut Problems<'_>) -> Option<Config> {
+    let mut document = Document::parse(text, problems)?;
+    let agent: Option<AgentSection> = document.section("agent", problems);
+    let fleet: Option<FleetSection> = document.section("fleet", problems);
+    let discovery: Option<DiscoveryOptions> = document.section("discovery", problems);
+    let secrets: Option<SecretsOptions> =
+        document.optional_section("secrets", problems, || SecretsOptions::None);
+    let health = document.optional_section("health", problems, HealthSection::default);
+    let failover = document.optional_section("failover", problems, FailoverSection::default);
+    let clusters = document.named_sections::<ClusterEntry>("clusters", problems);
+    let links = document.listed_sections::<LinkSection>("links", problems);
+    document.refuse_the_rest(problems);
+
+    if let Some(agent) = &agent {
+        rules::check_agent(agent, problems);
+    }
+    let clusters = rules::check_clusters(clusters, secrets.as_ref(), problems);
+    rules::check_links(&links, &clusters, problems);
+    if let Some(health) = &health {
+        rules::check_health(health, problems);
+    }
+    if let Some(failover) = &failover {
+        rules::check_failover(failover, problems);
+    }
+    Some(Config {
+        agent: agent?,
+        fleet: fleet?,
+        discovery: discovery?,
+        secrets: secrets?,
+        clusters: clusters.entries,
+        links: links.into_iter().filter_map(|l| l.value).collect(),
+        health: health?,
+        failover: failover?,
+    })
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9370))
+}
+
+fn default_shutdown_grace() -> Duration {
+    Duration::from_secs(15)
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|e| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a duration ({e}); write for example \"500ms\", \"5s\" or \"2m\""
+        ))
+    })
+}
+
+fn optional_duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests;

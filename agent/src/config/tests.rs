@@ -1,0 +1,254 @@
+use super::*;
+
+const GOOD: &str = r#"
+[agent]
+name = "east-1"
+data_dir = "/var/lib/standfast"
+
+[fleet]
+name = "payments"
+
+[discovery]
+backend = "file"
+path = "/var/lib/standfast/discovery"
+
+[clusters.west]
+bootstrap = "k1.west:9092,k2.west:9092"
+
+[clusters.east]
+bootstrap = "k1.east:9092"
+
+[[links]]
+name = "west-to-east"
+source = "west"
+destination = "east"
+topics = ["orders"]
+groups = ["billing"]
+"#;
+
+fn problems(text: &str) -> String {
+    parse("agent.toml", text)
+        .expect_err("the file has mistakes")
+        .to_string()
+}
+
+fn changed(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from:?} is not in the good file");
+    problems(&GOOD.replace(from, to))
+}
+
+#[test]
+fn a_good_file_has_the_documented_defaults() {
+    let config = parse("agent.toml", GOOD).unwrap();
+    assert_eq!(config.agent.listen.to_string(), "127.0.0.1:9370");
+    assert_eq!(config.failover.lock_ttl, Duration::from_secs(15));
+    assert_eq!(config.health.unreachable_after, 3);
+    assert_eq!(config.links[0].groups, ["billing"]);
+    assert!(matches!(config.secrets, SecretsOptions::None));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_line_and_the_likely_one() {
+    assert_eq!(
+        changed(
+            "topics = [\"orders\"]",
+            "topics = [\"orders\"]\ntopic = [\"x\"]"
+        ),
+        "agent.toml:24: links[0].topic: unknown key; did you mean `topics`? known keys: name, source, destination, topics, \
+         groups, memory_mib, group_sync_interval, replication_factor"
+    );
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let text = GOOD
+        .replace(
+            "name = \"east-1\"",
+            "name = \"east-1\"\nlistn = \"127.0.0.1:1\"\nport = 5",
+        )
+        .replace("destination = \"east\"", "destination = \"eats\"")
+        .replace("k1.east:9092", "k1.east")
+        + "\n[heath]\ninterval = \"1s\"\n";
+    let found = problems(&text);
+    for expected in [
+        "agent.toml:4: agent.listn: unknown key; did you mean `listen`?",
+        "agent.toml:5: agent.port: unknown key; known keys: name, listen, allow_remote, data_dir, shutdown_grace",
+        "clusters.east.bootstrap: bootstrap entry \"k1.east\" is not host:port",
+        "links[0].destination: there is no cluster \"eats\"; known clusters: east, west",
+        "heath: unknown section or key; known sections:",
+    ] {
+        assert!(
+            found.contains(expected),
+            "missing: {expected}\nin:\n{found}"
+        );
+    }
+    assert_eq!(found.lines().count(), 5, "{found}");
+}
+
+#[test]
+fn a_wrong_type_is_named_with_its_key() {
+    assert_eq!(
+        changed("topics = [\"orders\"]", "topics = \"orders\""),
+        "agent.toml:23: links[0].topics: invalid type: string \"orders\", expected a sequence"
+    );
+}
+
+#[test]
+fn missing_sections_and_keys_are_named() {
+    let found = problems("[agent]\nname = 'a'\n");
+    for expected in [
+        "agent.toml:1: agent: missing field `data_dir`",
+        "fleet: the section [fleet] is missing; add it",
+        "discovery: the section [discovery] is missing; add it",
+        "clusters: there are no clusters",
+    ] {
+        assert!(
+            found.contains(expected),
+            "missing: {expected}\nin:\n{found}"
+        );
+    }
+}
+
+#[test]
+fn unknown_keys_of_other_crates_sections_are_named_too() {
+    let found = changed("backend = \"file\"", "backend = \"file\"\nfolder = \"/x\"");
+    assert!(
+        found.contains("discovery.folder: unknown key") && found.starts_with("agent.toml:11: "),
+        "{found}"
+    );
+    let found = changed(
+        "k1.east:9092\"",
+        "k1.east:9092\"\nbootstrap_servers = \"x:1\"",
+    );
+    assert!(
+        found.contains("clusters.east.bootstrap_servers: unknown key"),
+        "{found}"
+    );
+    let found = problems(&format!(
+        "{GOOD}\n[secrets]\nbackend = \"vault\"\naddress = \"http://v:8200\"\nauth = {{ method = \"token\", tokenfile = \"/t\" }}\n"
+    ));
+    assert!(
+        found.contains("secrets.auth.tokenfile: unknown key"),
+        "{found}"
+    );
+}
+
+#[test]
+fn not_toml_is_told_with_the_line() {
+    let found = problems("[agent]\nname = \n");
+    assert!(
+        found.starts_with("agent.toml:2: not valid TOML: "),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_remote_listener_needs_a_decision() {
+    let remote = "data_dir = \"/var/lib/standfast\"\nlisten = \"0.0.0.0:9370\"";
+    let found = changed("data_dir = \"/var/lib/standfast\"", remote);
+    assert!(
+        found.contains("agent.listen: 0.0.0.0:9370 is not a loopback address"),
+        "{found}"
+    );
+    let allowed = GOOD.replace(
+        "data_dir = \"/var/lib/standfast\"",
+        &format!("{remote}\nallow_remote = true"),
+    );
+    assert!(parse("agent.toml", &allowed).is_ok());
+}
+
+#[test]
+fn two_links_may_not_write_the_same_topic() {
+    let twice = format!(
+        "{GOOD}\n[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"north-to-east\"\nsource = \"north\"\ndestination = \"east\"\ntopics = [\"orders\"]\n"
+    );
+    let found = problems(&twice);
+    assert!(
+        found.contains("\"orders\" is already written to \"east\" by link \"west-to-east\""),
+        "{found}"
+    );
+}
+
+#[test]
+fn limits_are_checked() {
+    for (from, to, expected) in [
+        (
+            "source = \"west\"",
+            "source = \"east\"",
+            "is the source itself",
+        ),
+        ("\"orders\"", "\"__consumer_offsets\"", "internal topic"),
+        (
+            "\"orders\"",
+            "\"orders.*\"",
+            "filters and patterns are not supported yet",
+        ),
+        (
+            "name = \"west-to-east\"",
+            "name = \"West\"",
+            "links[0].name",
+        ),
+        (
+            "topics = [\"orders\"]",
+            "topics = []",
+            "name at least one topic",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "memory_mib = 1",
+            "give the link more memory",
+        ),
+        (
+            "[fleet]",
+            "[failover]\nlock_ttl = \"1s\"\n[fleet]",
+            "between 10s and 24h",
+        ),
+        (
+            "[fleet]",
+            "[health]\nunreachable_after = 0\n[fleet]",
+            "use at least 1",
+        ),
+        (
+            "[fleet]",
+            "[health]\ninterval = \"fast\"\n[fleet]",
+            "`fast` is not a duration",
+        ),
+        (
+            "k1.east:9092\"",
+            "k1.east:9092\"\nsecret = \"kafka/east\"",
+            "configure [secrets]",
+        ),
+        (
+            "k1.east:9092\"",
+            "k1.east:9092\"\nsecurity_protocol = \"SASL_SSL\"",
+            "SASL needs credentials",
+        ),
+        (
+            "k1.east:9092\"",
+            "k1.east:9092\"\nsasl_mechanism = \"GSSAPI\"",
+            "use PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        ),
+    ] {
+        let found = changed(from, to);
+        assert!(
+            found.contains(expected),
+            "{to:?}: expected {expected:?} in:\n{found}"
+        );
+    }
+}
+
+#[test]
+fn the_ready_files_have_no_mistakes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/config");
+    let mut seen = 0;
+    for file in std::fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "toml")
+            && path.file_name().is_some_and(|n| n != "secrets.toml")
+        {
+            load(&path).unwrap_or_else(|error| panic!("{error}"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "only {seen} files in {}", folder.display());
+}

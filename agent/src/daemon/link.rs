@@ -1,0 +1,550 @@
+//! One link under supervision: it runs while the fleet record allows it, and is started again when it ends.
+//!
+//! The rule that everything here serves: a link never writes into the cluster that the record calls active.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use standfast_discovery::{ClusterEntry, Epoch, FleetRecord, FleetWatchHandle};
+use standfast_link::{
+    Link, LinkDescription, LinkHandle, LinkName, LinkOptions, LinkState, MirrorStatus,
+    StoppedMirror,
+};
+use standfast_secrets::SecretsHandle;
+use standfast_wire::ClusterOptions;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clusters;
+use crate::config::LinkSection;
+
+/// Commands waiting for one supervisor; an operation sends one at a time.
+const COMMANDS_MAX: usize = 8;
+/// How long an ended or stopped link may take to let go of its connections.
+const END_LIMIT: Duration = Duration::from_secs(2);
+/// Waits before a failed link is started again, doubled each time.
+const RESTART_MIN: Duration = Duration::from_millis(500);
+const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A link that ran this long has recovered.
+const RECOVERED_AFTER: Duration = Duration::from_secs(60);
+
+/// What a link is doing.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// Nothing may be mirrored, or nothing can be yet.
+    Held {
+        reason: String,
+    },
+    Running {
+        handle: LinkHandle,
+    },
+    /// Stopped by a failover or switchover that is under way.
+    Stopped {
+        reason: String,
+    },
+    /// Ended with an error; it is started again.
+    Failed {
+        error: String,
+    },
+}
+
+/// What became of an order to stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StopResult {
+    pub(crate) mirrors: Vec<StoppedMirror>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Stop {
+        epoch: Epoch,
+        limit: Duration,
+        reply: oneshot::Sender<StopResult>,
+    },
+    Resume {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Talks to a [`LinkSupervisor`]. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct LinkControl {
+    section: Arc<LinkSection>,
+    commands: mpsc::Sender<Command>,
+    phase: watch::Receiver<Phase>,
+    last: watch::Receiver<Option<LinkDescription>>,
+}
+
+/// Owns one link.
+#[derive(Debug)]
+pub(crate) struct LinkSupervisor {
+    section: Arc<LinkSection>,
+    source: ClusterEntry,
+    destination: ClusterEntry,
+    fleet: FleetWatchHandle,
+    secrets: SecretsHandle,
+    commands: mpsc::Receiver<Command>,
+    phase: watch::Sender<Phase>,
+    last: watch::Sender<Option<LinkDescription>>,
+    running: Option<Running>,
+    stopped: Option<StopOrder>,
+    restart: Restart,
+}
+
+#[derive(Debug)]
+struct Running {
+    handle: LinkHandle,
+    options: (ClusterOptions, ClusterOptions),
+    end: CancellationToken,
+    task: JoinHandle<Result<(), standfast_link::Error>>,
+    started: Instant,
+}
+
+/// An operation is under way that read the record at `epoch`.
+#[derive(Debug)]
+struct StopOrder {
+    epoch: Epoch,
+    result: StopResult,
+}
+
+#[derive(Debug, Default)]
+struct Restart {
+    failures: u32,
+    at: Option<Instant>,
+}
+
+impl LinkSupervisor {
+    pub(crate) fn new(
+        section: LinkSection,
+        source: ClusterEntry,
+        destination: ClusterEntry,
+        fleet: FleetWatchHandle,
+        secrets: SecretsHandle,
+    ) -> (Self, LinkControl) {
+        let section = Arc::new(section);
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (phase, phase_receiver) = watch::channel(Phase::Held {
+            reason: "not started yet".to_owned(),
+        });
+        let (last, last_receiver) = watch::channel(None);
+        let control = LinkControl {
+            section: Arc::clone(&section),
+            commands: sender,
+            phase: phase_receiver,
+            last: last_receiver,
+        };
+        let supervisor = Self {
+            section,
+            source,
+            destination,
+            fleet,
+            secrets,
+            commands,
+            phase,
+            last,
+            running: None,
+            stopped: None,
+            restart: Restart::default(),
+        };
+        (supervisor, control)
+    }
+
+    /// Supervises until `shutdown`.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let (mut fleet, mut secrets) = (self.fleet.clone(), self.secrets.clone());
+        let (mut fleet_end, mut secrets_end) = (false, false);
+        loop {
+            self.settle().await;
+            let restart_at = self.restart.at;
+            let next = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Event::Shutdown,
+                changed = fleet.changed(), if !fleet_end => { fleet_end = changed.is_err(); Event::Look }
+                command = self.commands.recv() => command.map_or(Event::Shutdown, Event::Command),
+                ended = ended(&mut self.running) => Event::Ended(ended),
+                changed = secrets.changed(), if !secrets_end => { secrets_end = changed.is_err(); Event::Look }
+                () = sleep_until(restart_at) => { self.restart.at = None; Event::Look }
+            };
+            match next {
+                Event::Shutdown => return self.end().await,
+                Event::Look => {}
+                Event::Command(command) => self.obey(command).await,
+                Event::Ended(result) => self.note_end(result),
+            }
+        }
+    }
+
+    /// Makes what runs agree with what may run.
+    async fn settle(&mut self) {
+        let view = self.fleet.borrow();
+        if let Verdict::Hold(reason) = verdict(view.record.as_deref(), &self.section) {
+            self.stopped = self
+                .stopped
+                .take()
+                .filter(|order| view.epoch() <= Some(order.epoch));
+            if self.running.is_some() {
+                tracing::warn!(link = self.section.name, reason, "stopping the link");
+                self.halt(END_LIMIT).await;
+                self.end().await;
+            }
+            self.restart = Restart::default();
+            self.show(Phase::Held { reason });
+            return;
+        }
+        if self.stopped.is_some() {
+            self.show(Phase::Stopped {
+                reason: "stopped by a failover or switchover that is under way".to_owned(),
+            });
+            return;
+        }
+        match self.cluster_options() {
+            Err(reason) => {
+                if self.running.is_none() {
+                    self.show(Phase::Held { reason });
+                }
+            }
+            Ok(options) => {
+                if self
+                    .running
+                    .as_ref()
+                    .is_some_and(|running| running.options != options)
+                {
+                    tracing::info!(
+                        link = self.section.name,
+                        "credentials changed, the link connects again"
+                    );
+                    self.end().await;
+                }
+                if self.running.is_none() && self.restart.at.is_none() {
+                    self.start(options);
+                }
+            }
+        }
+    }
+
+    fn cluster_options(&self) -> Result<(ClusterOptions, ClusterOptions), String> {
+        let client_id = format!("standfast-{}", self.section.name);
+        let options = |role: &str, entry| {
+            clusters::options(entry, &self.secrets, &client_id)
+                .map_err(|e| format!("{role} cluster: {e}"))
+        };
+        Ok((
+            options("source", &self.source)?,
+            options("destination", &self.destination)?,
+        ))
+    }
+
+    fn start(&mut self, options: (ClusterOptions, ClusterOptions)) {
+        let link = LinkName::new(self.section.name.clone())
+            .and_then(|name| Link::new(link_options(&self.section, name, &options)));
+        let (link, handle) = match link {
+            Ok(started) => started,
+            Err(error) => return self.schedule_restart(error.to_string()),
+        };
+        tracing::info!(link = self.section.name, source = %self.section.source, destination = %self.section.destination, "the link starts");
+        let end = CancellationToken::new();
+        let task = tokio::spawn(link.run(end.clone()));
+        self.show(Phase::Running {
+            handle: handle.clone(),
+        });
+        self.running = Some(Running {
+            handle,
+            options,
+            end,
+            task,
+            started: Instant::now(),
+        });
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Stop {
+                epoch,
+                limit,
+                reply,
+            } => {
+                let result = match self.stopped.take() {
+                    // Stopped before by an operation that did not come to its end.
+                    Some(order) if self.running.is_none() => order.result,
+                    _ => self.halt(limit).await,
+                };
+                self.stopped = Some(StopOrder {
+                    epoch,
+                    result: result.clone(),
+                });
+                self.show(Phase::Stopped {
+                    reason: "stopped by a failover or switchover that is under way".to_owned(),
+                });
+                // The operation need not wait for connections to close.
+                let _ = reply.send(result);
+                self.end().await;
+            }
+            Command::Resume { reply } => {
+                self.stopped = None;
+                self.settle().await;
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// No more appends after this returns.
+    async fn halt(&mut self, limit: Duration) -> StopResult {
+        let Some(running) = &self.running else {
+            return StopResult {
+                mirrors: Vec::new(),
+                error: Some(self.why_not_running()),
+            };
+        };
+        let handle = running.handle.clone();
+        let result = match tokio::time::timeout(limit, handle.stop_mirrors(limit)).await {
+            Ok(Ok(mirrors)) => StopResult {
+                mirrors,
+                error: None,
+            },
+            Ok(Err(error)) => StopResult {
+                mirrors: Vec::new(),
+                error: Some(error.to_string()),
+            },
+            Err(_) => StopResult {
+                mirrors: Vec::new(),
+                error: Some(format!("the mirrors did not stop within {limit:?}")),
+            },
+        };
+        self.last.send_replace(Some(as_stopped(handle.describe())));
+        if result.error.is_some() {
+            // Whatever state it is in: nothing may be appended any more.
+            self.end().await;
+        }
+        result
+    }
+
+    fn why_not_running(&self) -> String {
+        match &*self.phase.borrow() {
+            Phase::Held { reason } | Phase::Stopped { reason } => {
+                format!("the link was not running: {reason}")
+            }
+            Phase::Failed { error } => format!("the link was not running: {error}"),
+            Phase::Running { .. } => "the link was not running".to_owned(),
+        }
+    }
+
+    /// Ends the link's task, if there is one.
+    async fn end(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        running.end.cancel();
+        self.last
+            .send_replace(Some(as_stopped(running.handle.describe())));
+        if tokio::time::timeout(END_LIMIT, &mut running.task)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                link = self.section.name,
+                "the link did not end in time and is aborted"
+            );
+            running.task.abort();
+        }
+    }
+
+    fn note_end(&mut self, result: Result<(), String>) {
+        let ran = self.running.take().map_or(Duration::ZERO, |running| {
+            self.last
+                .send_replace(Some(as_stopped(running.handle.describe())));
+            running.started.elapsed()
+        });
+        if ran >= RECOVERED_AFTER {
+            self.restart = Restart::default();
+        }
+        let error = result
+            .err()
+            .unwrap_or_else(|| "the link ended without an error".to_owned());
+        self.schedule_restart(error);
+    }
+
+    fn schedule_restart(&mut self, error: String) {
+        let wait = RESTART_MIN
+            .saturating_mul(1 << self.restart.failures.min(6))
+            .min(RESTART_MAX);
+        tracing::error!(link = self.section.name, error, retry_in = ?wait, "the link failed");
+        self.restart.failures = self.restart.failures.saturating_add(1);
+        self.restart.at = Some(Instant::now() + wait);
+        self.show(Phase::Failed { error });
+    }
+
+    fn show(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+}
+
+enum Event {
+    Shutdown,
+    Look,
+    Command(Command),
+    Ended(Result<(), String>),
+}
+
+async fn ended(running: &mut Option<Running>) -> Result<(), String> {
+    match running {
+        Some(running) => match (&mut running.task).await {
+            Ok(result) => result.map_err(|e| e.to_string()),
+            Err(panic) => Err(format!("the link broke down: {panic}")),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Run,
+    Hold(String),
+}
+
+/// The rule. Without a record nobody knows which cluster is active, so nothing is written.
+fn verdict(record: Option<&FleetRecord>, section: &LinkSection) -> Verdict {
+    match record {
+        None => Verdict::Hold(
+            "there is no fleet record yet; create it with `standfast fleet init`, or bring discovery back".to_owned(),
+        ),
+        Some(record) if record.active == section.destination => {
+            Verdict::Hold(format!("{} is the active cluster", section.destination))
+        }
+        Some(_) => Verdict::Run,
+    }
+}
+
+fn link_options(
+    section: &LinkSection,
+    name: LinkName,
+    clusters: &(ClusterOptions, ClusterOptions),
+) -> LinkOptions {
+    let (source, destination) = clusters.clone();
+    let mut options = LinkOptions::new(name, source, destination, section.topics.clone());
+    options.groups.clone_from(&section.groups);
+    options.replication_factor = section.replication_factor;
+    if let Some(mib) = section.memory_mib {
+        options.memory_bytes = mib << 20;
+    }
+    if let Some(interval) = section.group_sync_interval {
+        options.group_sync_interval = interval;
+    }
+    options
+}
+
+/// The last word of a link that no longer runs: lags as they were, states as they are.
+fn as_stopped(mut description: LinkDescription) -> LinkDescription {
+    description.link_state = LinkState::Stopped;
+    for mirror in &mut description.mirrors {
+        if mirror.mirror_status != MirrorStatus::Failed {
+            mirror.mirror_status = MirrorStatus::Stopped;
+        }
+    }
+    description
+}
+
+impl LinkControl {
+    pub(crate) fn section(&self) -> &LinkSection {
+        &self.section
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// The link's own words: as they are, or as they were when it last ran.
+    pub(crate) fn describe(&self) -> Option<LinkDescription> {
+        if let Phase::Running { handle } = &*self.phase.borrow() {
+            return Some(handle.describe());
+        }
+        self.last.borrow().clone()
+    }
+
+    pub(crate) fn handle(&self) -> Option<LinkHandle> {
+        match &*self.phase.borrow() {
+            Phase::Running { handle } => Some(handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// Stops the mirrors for an operation that read the record at `epoch`. They stay stopped until [`resume`] or until
+    /// the record moves on.
+    ///
+    /// [`resume`]: Self::resume
+    pub(crate) async fn stop(&self, epoch: Epoch, limit: Duration) -> StopResult {
+        let (reply, answer) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::Stop {
+                epoch,
+                limit,
+                reply,
+            })
+            .await
+            .is_err()
+        {
+            return StopResult {
+                mirrors: Vec::new(),
+                error: Some("the agent is shutting down".to_owned()),
+            };
+        }
+        answer.await.unwrap_or_else(|_| StopResult {
+            mirrors: Vec::new(),
+            error: Some("the agent is shutting down".to_owned()),
+        })
+    }
+
+    /// Lets the mirrors run again, as far as the record allows it.
+    pub(crate) async fn resume(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Resume { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use standfast_discovery::ClusterName;
+    use std::collections::BTreeMap;
+
+    fn section() -> LinkSection {
+        let text =
+            "name = 'west-to-east'\nsource = 'west'\ndestination = 'east'\ntopics = ['orders']";
+        toml::from_str(text).unwrap()
+    }
+
+    fn record(active: &str) -> FleetRecord {
+        let name = |n: &str| ClusterName::new(n).unwrap();
+        let clusters = BTreeMap::from([
+            (name("west"), ClusterEntry::new("w:9092")),
+            (name("east"), ClusterEntry::new("e:9092")),
+        ]);
+        FleetRecord::first(name(active), clusters, "test")
+    }
+
+    #[test]
+    fn a_link_never_writes_into_the_active_cluster() {
+        assert_eq!(verdict(Some(&record("west")), &section()), Verdict::Run);
+        assert_eq!(
+            verdict(Some(&record("east")), &section()),
+            Verdict::Hold("east is the active cluster".to_owned())
+        );
+    }
+
+    #[test]
+    fn without_a_record_nothing_is_written() {
+        assert!(matches!(verdict(None, &section()), Verdict::Hold(_)));
+    }
+}

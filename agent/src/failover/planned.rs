@@ -1,0 +1,563 @@
+//! Switchover: producers held, mirrors drained to lag 0, then the flip. Nothing is lost.
+
+use std::time::Duration;
+
+use standfast_discovery::{FleetRecord, FleetState, Versioned};
+use tokio::time::Instant;
+
+use super::flip::{self, Flip};
+use super::report::Draft;
+use super::unplanned::{carry_groups_if_possible, stop_mirrors, wait_for_discovery};
+use super::{Context, Coordination, Failure, LogEnds, Mirrors, Request, Route, Steps};
+use crate::api::{LateWrite, Outcome, Report};
+
+/// Between two looks at the log ends while draining.
+const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// Between two looks at the old cluster after the flip.
+const LATE_WRITE_POLL: Duration = Duration::from_millis(250);
+/// How many partitions an error names.
+const NAMED_PARTITIONS_MAX: usize = 5;
+
+/// The time limits that the operator chooses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drain {
+    /// How long the drain may take.
+    pub(crate) timeout: Duration,
+    /// How long the source must stand still.
+    pub(crate) settle: Duration,
+}
+
+/// Makes another cluster the active one without losing a record.
+///
+/// # Errors
+/// Refusals (nothing was changed), and failures on the way: then the fence was lifted and the mirrors go on.
+pub(crate) async fn switchover<C, M>(
+    context: &Context<C, M>,
+    mut steps: Steps,
+    request: Request,
+    drain: Drain,
+) -> Result<Report, Failure>
+where
+    C: Coordination + Clone + 'static,
+    M: Mirrors + Clone + 'static,
+{
+    let lock = flip::lock(context, &mut steps).await?;
+    let result = locked(context, &mut steps, &request, drain, &lock).await;
+    flip::release(lock).await;
+    let (mut report, drained) = result?;
+    if let Some(drained) = drained {
+        watch_late_writes(context, &mut steps, &drained, &mut report).await;
+    }
+    Ok(report)
+}
+
+/// The direction that was given up, and where the old logs ended.
+struct Drained {
+    route: Route,
+    ends: LogEnds,
+}
+
+async fn locked<C, M>(
+    context: &Context<C, M>,
+    steps: &mut Steps,
+    request: &Request,
+    drain: Drain,
+    lock: &C::Lock,
+) -> Result<(Report, Option<Drained>), Failure>
+where
+    C: Coordination + Clone + 'static,
+    M: Mirrors + Clone + 'static,
+{
+    let current = flip::read(context, steps).await?;
+    let target = flip::target(context, request, &current.value)?;
+    if flip::is_already_there(&current.value, &target) {
+        return Ok((
+            flip::already_active(context, steps, &current.value, true).await,
+            None,
+        ));
+    }
+    let route = flip::route(context, &current.value, target)?;
+    check_mirrors(context, &route)?;
+    let mut draft = Draft {
+        fleet: context.fleet.clone(),
+        planned: true,
+        epoch: Some(current.value.epoch),
+        route: route.clone(),
+        handoff: None,
+        topics: context.mirrors.last_known(&route),
+        warnings: Vec::new(),
+    };
+    if request.dry_run {
+        let ends = steps
+            .run(
+                "ask_log_ends",
+                context.limits.step * 2,
+                both_ends(context, &route),
+            )
+            .await;
+        let ends = ends
+            .map_err(|late| Failure::refused(late.to_string()))?
+            .map_err(Failure::refused)?;
+        ends.write_into(&mut draft);
+        return Ok((draft.finish(Outcome::DryRun, steps), None));
+    }
+
+    let fenced = fence(context, steps, request, lock, current, &draft).await?;
+    let mut planned = Planned {
+        context,
+        steps,
+        lock,
+        fenced,
+        draft,
+    };
+    let ends = match planned.drain(drain).await {
+        Ok(ends) => ends,
+        Err(reason) => return Err(planned.give_up(reason).await),
+    };
+    let report = planned.flip(request, &ends).await?;
+    Ok((report, Some(Drained { route, ends })))
+}
+
+/// A switchover is for clusters that are well; anything else is a failover.
+fn check_mirrors<C, M: Mirrors>(context: &Context<C, M>, route: &Route) -> Result<(), Failure> {
+    for cluster in [&route.from, &route.to] {
+        if !context.mirrors.is_healthy(cluster) {
+            return Err(Failure::refused(format!(
+                "\"{cluster}\" does not answer the health probe; a switchover needs both clusters. If it is lost, use `standfast failover`"
+            )));
+        }
+    }
+    let topics = context.mirrors.last_known(route);
+    if let Some(bad) = topics.iter().find(|topic| topic.mirror_status != "ACTIVE") {
+        let why = bad
+            .error_message
+            .as_deref()
+            .unwrap_or("see `standfast mirror describe`");
+        return Err(Failure::refused(format!(
+            "mirror topic \"{}\" is {}, so it cannot be drained: {why}",
+            bad.mirror_topic_name, bad.mirror_status
+        )));
+    }
+    Ok(())
+}
+
+/// Tells the producers to hold. A fence that an interrupted switchover left behind is taken over.
+async fn fence<C, M>(
+    context: &Context<C, M>,
+    steps: &mut Steps,
+    request: &Request,
+    lock: &C::Lock,
+    current: Versioned<FleetRecord>,
+    draft: &Draft,
+) -> Result<Versioned<FleetRecord>, Failure>
+where
+    C: Coordination,
+    M: Mirrors,
+{
+    if current.value.state == FleetState::Fenced {
+        return Ok(current);
+    }
+    let route = &draft.route;
+    let reason = reason(request, route);
+    let mut next = current
+        .value
+        .next(current.value.active.clone(), FleetState::Fenced, reason);
+    next.handoff.clone_from(&current.value.handoff);
+    match flip::change_record(context, steps, "fence", lock, &current.version, &next).await {
+        Flip::Done(version) => Ok(Versioned {
+            version,
+            value: next,
+        }),
+        Flip::NotDone(why) => Err(Failure::refused(format!(
+            "the producers were not fenced: {why}"
+        ))),
+        Flip::Unknown(why) => Err(flip::failed(
+            draft.clone(),
+            steps,
+            Outcome::Unknown,
+            format!(
+                "discovery did not say whether the producers were fenced: {why}; mirroring goes on. Run the command again, or \
+                 `standfast failover --to {}` to lift the fence",
+                route.from
+            ),
+        )),
+    }
+}
+
+/// A switchover whose producers are fenced.
+struct Planned<'a, C: Coordination, M> {
+    context: &'a Context<C, M>,
+    steps: &'a mut Steps,
+    lock: &'a C::Lock,
+    fenced: Versioned<FleetRecord>,
+    draft: Draft,
+}
+
+impl<C, M> Planned<'_, C, M>
+where
+    C: Coordination + Clone + 'static,
+    M: Mirrors + Clone + 'static,
+{
+    /// Waits until the source stands still and the mirrors hold all of it, stops them, and looks once more.
+    async fn drain(&mut self, drain: Drain) -> Result<LogEnds, String> {
+        let (context, route) = (self.context, self.draft.route.clone());
+        let mut watch = DrainWatch::new(drain.settle);
+        let wait = watch.wait(context, &route, self.lock);
+        match self.steps.run("drain", drain.timeout, wait).await {
+            Ok(done) => done?,
+            Err(late) => return Err(watch.why_not(late.limit)),
+        }
+        carry_groups_if_possible(context, self.steps, &route, &mut self.draft).await;
+        stop_mirrors(
+            context,
+            self.steps,
+            self.fenced.value.epoch,
+            &mut self.draft,
+        )
+        .await;
+        let ends = self
+            .steps
+            .run(
+                "verify",
+                context.limits.step * 2,
+                both_ends(context, &route),
+            )
+            .await;
+        let ends = ends.map_err(|late| late.to_string())??;
+        ends.write_into(&mut self.draft);
+        if let Some(text) = ends.differences() {
+            return Err(format!(
+                "a producer that does not heed the fence wrote to \"{}\" after the drain: {text}",
+                route.from
+            ));
+        }
+        match self.draft.topics.iter().find(|topic| !topic.is_complete()) {
+            None => Ok(ends.source),
+            Some(bad) => Err(format!(
+                "mirror topic \"{}\" was not stopped cleanly: {}",
+                bad.mirror_topic_name,
+                bad.error_message
+                    .as_deref()
+                    .unwrap_or("its log ends are not known")
+            )),
+        }
+    }
+
+    /// Handoff and flip.
+    async fn flip(mut self, request: &Request, ends: &LogEnds) -> Result<Report, Failure> {
+        debug_assert!(!ends.is_empty(), "drained mirrors have log ends");
+        let route = self.draft.route.clone();
+        let handoff = flip::write_handoff(
+            self.context,
+            self.steps,
+            self.lock,
+            &self.fenced.value,
+            &self.draft,
+        )
+        .await;
+        let key = match handoff {
+            Ok(key) => key,
+            Err(why) => return Err(self.give_up(why).await),
+        };
+        self.draft.handoff = Some(key.clone());
+        let record = &self.fenced.value;
+        let mut next = record.next(
+            route.to.clone(),
+            FleetState::Active,
+            reason(request, &route),
+        );
+        next.handoff = Some(key);
+        let version = &self.fenced.version;
+        match flip::change_record(
+            self.context,
+            self.steps,
+            "flip_record",
+            self.lock,
+            version,
+            &next,
+        )
+        .await
+        {
+            Flip::Done(_) => {}
+            Flip::NotDone(why) => return Err(self.give_up(why).await),
+            Flip::Unknown(why) => {
+                return Err(wait_for_discovery(
+                    self.context,
+                    self.steps,
+                    self.draft,
+                    why,
+                ));
+            }
+        }
+        self.draft.epoch = Some(next.epoch);
+        Ok(self.draft.finish(Outcome::Flipped, self.steps))
+    }
+
+    /// Lets the mirrors and the producers go on where they were.
+    async fn give_up(&mut self, reason: String) -> Failure {
+        let route = self.draft.route.clone();
+        let (context, limit) = (self.context, self.context.limits.step);
+        let resumed = self
+            .steps
+            .run("resume_mirrors", limit, context.mirrors.resume(&route))
+            .await;
+        if resumed.is_err() {
+            self.draft.warnings.push(
+                "the mirrors could not be resumed in time; look at `standfast status`".to_owned(),
+            );
+        }
+        let record = &self.fenced.value;
+        let mut next = record.next(
+            route.from.clone(),
+            FleetState::Active,
+            format!("switchover given up: {reason}"),
+        );
+        next.handoff.clone_from(&record.handoff);
+        // The version guards this change even if the lock is gone, and a fence that stays is an outage.
+        let change = context
+            .coordination
+            .compare_and_set(&self.fenced.version, &next);
+        let lifted = match self.steps.run("lift_fence", limit, change).await {
+            Ok(Ok(standfast_discovery::CasOutcome::Set(_))) => {
+                self.draft.epoch = Some(next.epoch);
+                Ok(())
+            }
+            Ok(Ok(_)) => Err("somebody else changed the record".to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(late) => Err(late.to_string()),
+        };
+        self.draft.handoff = None;
+        let message = match lifted {
+            Ok(()) => format!(
+                "not switched over, \"{}\" is still active: {reason} (the fence is lifted, mirroring goes on)",
+                route.from
+            ),
+            Err(why) => format!(
+                "not switched over: {reason}. THE FENCE WAS NOT LIFTED ({why}): producers may still hold. Run `standfast failover --to {}` \
+                 to lift it, or the switchover again",
+                route.from
+            ),
+        };
+        flip::failed(self.draft.clone(), self.steps, Outcome::Failed, message)
+    }
+}
+
+/// Log ends of both clusters; the source is asked first, so that equal means drained.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct BothEnds {
+    source: LogEnds,
+    destination: LogEnds,
+}
+
+async fn both_ends<C: Coordination, M: Mirrors>(
+    context: &Context<C, M>,
+    route: &Route,
+) -> Result<BothEnds, String> {
+    let source = context.mirrors.log_ends(&route.from, route).await?;
+    let destination = context.mirrors.log_ends(&route.to, route).await?;
+    Ok(BothEnds {
+        source,
+        destination,
+    })
+}
+
+impl BothEnds {
+    /// The partitions whose mirror does not hold all of the source, in words.
+    fn differences(&self) -> Option<String> {
+        let differing = self
+            .source
+            .iter()
+            .filter(|(key, end)| self.destination.get(key) != Some(end));
+        let named: Vec<String> = differing
+            .map(|((topic, partition), end)| {
+                match self.destination.get(&(topic.clone(), *partition)) {
+                    Some(there) => format!(
+                        "{topic}-{partition} ends at {end} on the source and {there} on the mirror"
+                    ),
+                    None => format!("{topic}-{partition} does not exist on the mirror"),
+                }
+            })
+            .collect();
+        in_words(&named)
+    }
+
+    fn write_into(&self, draft: &mut Draft) {
+        for topic in &mut draft.topics {
+            for lag in &mut topic.mirror_lags {
+                let key = (topic.mirror_topic_name.clone(), lag.partition);
+                lag.source_log_end_offset = self.source.get(&key).copied();
+                lag.destination_log_end_offset = self.destination.get(&key).copied();
+                if lag.source_log_end_offset == lag.destination_log_end_offset {
+                    lag.lag_seconds = Some(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// What the drain has seen so far; outlives a timeout, to say what was in the way.
+struct DrainWatch {
+    settle: Duration,
+    last: BothEnds,
+    stood_still_since: Option<Instant>,
+    grew: Option<String>,
+    error: Option<String>,
+}
+
+impl DrainWatch {
+    fn new(settle: Duration) -> Self {
+        Self {
+            settle,
+            last: BothEnds::default(),
+            stood_still_since: None,
+            grew: None,
+            error: None,
+        }
+    }
+
+    async fn wait<C: Coordination, M: Mirrors>(
+        &mut self,
+        context: &Context<C, M>,
+        route: &Route,
+        lock: &C::Lock,
+    ) -> Result<(), String> {
+        loop {
+            flip::time_left(lock, context.limits.step)?;
+            match both_ends(context, route).await {
+                Ok(ends) => self.note(ends, Instant::now()),
+                Err(error) => self.error = Some(error),
+            }
+            if self.is_drained(Instant::now()) {
+                return Ok(());
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    fn note(&mut self, ends: BothEnds, now: Instant) {
+        self.error = None;
+        if ends.source != self.last.source {
+            let grown: Vec<String> = ends
+                .source
+                .iter()
+                .filter(|(key, end)| {
+                    self.last
+                        .source
+                        .get(key)
+                        .is_some_and(|before| before != *end)
+                })
+                .map(|((topic, partition), end)| format!("{topic}-{partition} (now at {end})"))
+                .collect();
+            self.grew = in_words(&grown);
+            self.stood_still_since = Some(now);
+        }
+        self.last = ends;
+    }
+
+    fn is_drained(&self, now: Instant) -> bool {
+        let still = self
+            .stood_still_since
+            .is_some_and(|since| now.duration_since(since) >= self.settle);
+        still && self.error.is_none() && self.last.differences().is_none()
+    }
+
+    fn why_not(&self, limit: Duration) -> String {
+        let moving = self
+            .stood_still_since
+            .is_none_or(|since| since.elapsed() < self.settle);
+        if let Some(error) = &self.error {
+            return format!("the drain did not end within {limit:?}: {error}");
+        }
+        if let (true, Some(grew)) = (moving, &self.grew) {
+            return format!(
+                "a producer does not heed the fence: within {limit:?} the source kept growing at {grew}"
+            );
+        }
+        let lag = self
+            .last
+            .differences()
+            .unwrap_or_else(|| "the log ends were not known".to_owned());
+        format!("the drain did not end within {limit:?}: {lag}")
+    }
+}
+
+/// Loud if anything still writes to the cluster that was left: those records are there only.
+async fn watch_late_writes<C: Coordination, M: Mirrors>(
+    context: &Context<C, M>,
+    steps: &mut Steps,
+    drained: &Drained,
+    report: &mut Report,
+) {
+    let limit = context.limits.late_write_watch;
+    let until = Instant::now() + limit;
+    let mut late: LogEnds = LogEnds::new();
+    let watch = async {
+        while Instant::now() < until {
+            if let Ok(now) = context
+                .mirrors
+                .log_ends(&drained.route.from, &drained.route)
+                .await
+            {
+                let grown = now
+                    .into_iter()
+                    .filter(|(key, end)| drained.ends.get(key).is_none_or(|old| end > old));
+                late.extend(grown);
+            }
+            tokio::time::sleep(LATE_WRITE_POLL).await;
+        }
+    };
+    // Cut off by its own deadline at the latest; what was seen until then counts.
+    let _ = steps
+        .run("watch_late_writes", limit + LATE_WRITE_POLL, watch)
+        .await;
+    report.late_writes = late
+        .into_iter()
+        .map(|((topic, partition), end)| {
+            let from_offset = drained
+                .ends
+                .get(&(topic.clone(), partition))
+                .copied()
+                .unwrap_or(0);
+            LateWrite {
+                topic,
+                partition,
+                from_offset,
+                records: end - from_offset,
+            }
+        })
+        .collect();
+    for write in &report.late_writes {
+        tracing::error!(
+            cluster = %drained.route.from, topic = write.topic, partition = write.partition,
+            from_offset = write.from_offset, records = write.records,
+            "records were written to the old cluster after the switchover; they are on that cluster only"
+        );
+        report.warnings.push(format!(
+            "LATE WRITES: {} record(s) from offset {} of {}-{} were written to \"{}\" after the flip and are there only; find the producer \
+             that does not heed the fence",
+            write.records, write.from_offset, write.topic, write.partition, drained.route.from
+        ));
+    }
+    report.steps = steps.done();
+    report.total_ms = steps.total_ms();
+}
+
+fn in_words(named: &[String]) -> Option<String> {
+    let mut text = named
+        .iter()
+        .take(NAMED_PARTITIONS_MAX)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if named.len() > NAMED_PARTITIONS_MAX {
+        text.push_str(&format!(" and {} more", named.len() - NAMED_PARTITIONS_MAX));
+    }
+    (!named.is_empty()).then_some(text)
+}
+
+fn reason(request: &Request, route: &Route) -> String {
+    request
+        .reason
+        .clone()
+        .unwrap_or_else(|| format!("switchover from {} to {}", route.from, route.to))
+}
