@@ -1,1 +1,106 @@
 //! Kafka producers and consumers that survive the loss of a cluster.
+//!
+//! ```no_run
+//! # async fn example() -> standfast::Result<()> {
+//! use standfast::{Fleet, MissingOffset, Record};
+//!
+//! let fleet = Fleet::connect("payments").await?; // configured by STANDFAST_* variables
+//!
+//! let producer = fleet.producer().property("linger.ms", "5").build().await?;
+//! producer.send(Record::to("orders").key("customer-7").payload("…")).await?; // the active cluster has it
+//!
+//! let mut consumer = fleet
+//!     .consumer("billing")
+//!     .on_missing_offset(MissingOffset::Earliest)
+//!     .subscribe(&["orders"])
+//!     .await?;
+//! while let Some(message) = consumer.next().await {
+//!     let message = message?;
+//!     println!("{} at {}", message.topic(), message.offset());
+//!     consumer.ack(&message)?; // committed within a second
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! A *fleet* is a set of Kafka clusters that stand in for one another. Its record in discovery (Consul, or a file) names
+//! the active one. When the record changes, every producer and consumer moves, without a restart of the application:
+//!
+//! - A new client is made and asked for its cluster's id. If that is not the one in the record, the client is not used.
+//! - [`FailoverProducer`]: what is unacknowledged is sent to the new cluster in the order in which it was given, ahead of
+//!   new records. A send resolves only by an acknowledgement of the cluster that is active now.
+//! - [`FailoverConsumer`]: mirrored logs have the same offsets, so it goes on at its own position, or at the *handoff*
+//!   offset (up to there the new cluster has the old one's log) if it had read further.
+//! - The old client is taken down in the background. Nothing waits for a cluster that may be gone.
+//! - Discovery or Vault gone: everything goes on with what is known ([`FleetEvent::DiscoveryLost`]).
+//!
+//! # What is promised, and what is not yet
+//!
+//! Records are delivered at least once. A record that a cluster stored without its acknowledgement getting through is
+//! sent again and then stands in the log twice, with the same [`RecordId`]; the consumer does not drop the second one yet.
+//! Records that were acknowledged by the old cluster and had not been mirrored when it was lost are not sent again yet:
+//! they are the recovery point (RPO) that the agent's failover report gives. Transactions across clusters are not possible.
+//!
+//! # Configuration
+//!
+//! | Variable | Meaning |
+//! |---|---|
+//! | `STANDFAST_CONFIG` | TOML file with `[discovery]` and `[secrets]`: see [`FleetOptions`] |
+//! | `STANDFAST_DISCOVERY_DIR` | folder of the file discovery backend |
+//! | `STANDFAST_CONSUL_ADDR`, `STANDFAST_CONSUL_TOKEN_FILE` | Consul addresses, ACL token |
+//! | `STANDFAST_SECRETS_FILE` | file with credentials |
+//! | `STANDFAST_VAULT_ADDR`, `STANDFAST_VAULT_TOKEN_FILE` | Vault and its token |
+//! | `STANDFAST_CONNECT_TIMEOUT` | how long [`Fleet::connect`] waits for the record |
+//!
+//! Or use [`Fleet::builder`]. Any librdkafka property can be set on a producer or consumer, except those that the
+//! wrapper needs for itself; they are refused with the reason. Defaults that differ from librdkafka's:
+//!
+//! | Property | Value | Why |
+//! |---|---|---|
+//! | `enable.idempotence` | `true` | no duplicates and no reordering within a cluster |
+//! | `partitioner` | `murmur2_random` | as Java: a key has the same partition whoever writes it |
+//! | `message.timeout.ms` (fixed) | `0` | librdkafka never gives a record up, the wrapper decides |
+//! | `metadata.recovery.strategy` (fixed) | `none` | a client must not look for another cluster by itself |
+//! | `enable.auto.commit`, `enable.auto.offset.store` (fixed) | `false` | only acknowledged records are committed |
+//! | `auto.offset.reset` (fixed) | `error` | [`MissingOffset`] decides, never a silent jump |
+//! | `session.timeout.ms` | `10000` | a dead member is noticed sooner |
+//! | `socket.connection.setup.timeout.ms`, `reconnect.backoff.max.ms` | `5000`, `1000` | a dead broker costs little time |
+//! | `allow.auto.create.topics` | `false` | a missing mirror topic must be seen |
+//! | `socket.nagle.disable` | `true` | first request on a new cluster without delay |
+//! | `enable.metrics.push` | `false` | taking an old client down must not wait for its cluster |
+#![deny(unsafe_code)]
+
+mod client_config;
+mod client_log;
+mod conductor;
+mod config;
+mod connect;
+mod consumer;
+mod error;
+mod event;
+mod ffi;
+mod fleet;
+mod producer;
+mod reaper;
+mod record;
+mod stats;
+mod target;
+
+pub use config::{
+    FleetOptions, VAR_CONFIG, VAR_CONNECT_TIMEOUT, VAR_CONSUL_ADDR, VAR_CONSUL_TOKEN_FILE,
+    VAR_DISCOVERY_DIR, VAR_SECRETS_FILE, VAR_VAULT_ADDR, VAR_VAULT_TOKEN_FILE,
+};
+pub use consumer::{
+    CLOSE_TIMEOUT, ConsumerBuilder, DEFAULT_COMMIT_INTERVAL, DEFAULT_READ_AHEAD_BYTES,
+    DEFAULT_READ_AHEAD_RECORDS, FailoverConsumer, MAX_UNACKNOWLEDGED, Message, MissingOffset,
+};
+pub use error::{Error, Result};
+pub use event::{ClientName, EVENT_BUFFER, FleetEvent, StartReason};
+pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder};
+pub use producer::{
+    DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DeliveryFuture, FailoverProducer, ProducerBuilder,
+};
+pub use record::{Delivery, Header, ID_HEADER, Record, RecordId};
+pub use stats::Stats;
+
+pub use standfast_discovery as discovery;
+pub use standfast_secrets as secrets;

@@ -1,0 +1,290 @@
+//! librdkafka's configuration: the wrapper's defaults, what it keeps for itself, and how a cluster is reached.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use standfast_discovery::SecurityProtocol;
+
+use crate::error::{Error, Result};
+use crate::target::Target;
+
+/// Properties given by the application.
+pub(crate) type Properties = BTreeMap<String, String>;
+
+/// Defaults of every client.
+const COMMON: &[(&str, &str)] = &[
+    // Fail fast and try again: a dead broker must not cost the default 30 s per attempt.
+    ("socket.connection.setup.timeout.ms", "5000"),
+    ("reconnect.backoff.max.ms", "1000"),
+    // Nagle would add up to 40 ms to the first request on a new cluster.
+    ("socket.nagle.disable", "true"),
+    // A missing mirror topic must be seen, not made by accident with the wrong partition count.
+    ("allow.auto.create.topics", "false"),
+    // The final push would make the retirement of an old client wait for its cluster (KIP-714).
+    ("enable.metrics.push", "false"),
+];
+
+const PRODUCER: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    // Bounds the copy inside librdkafka; the rest waits in the wrapper's own log.
+    ("queue.buffering.max.kbytes", "65536"),
+    // Java's partitioner, so that a key has the same partition whoever writes it, on every cluster.
+    ("partitioner", "murmur2_random"),
+];
+
+/// What the wrapper sets on producers, whatever the application asked for.
+const PRODUCER_FIXED: &[(&str, &str)] = &[
+    // librdkafka never gives a record up: order would be lost when a later one gets through. The wrapper's log
+    // decides, and a flip takes every record back.
+    ("message.timeout.ms", "0"),
+];
+
+const CONSUMER: &[(&str, &str)] = &[
+    // The time until the group notices that this process died.
+    ("session.timeout.ms", "10000"),
+    ("heartbeat.interval.ms", "3000"),
+    ("queued.max.messages.kbytes", "16384"),
+    // librdkafka 2.12.1 still has KIP-848 faults that were fixed in 2.15 (#5488).
+    ("group.protocol", "classic"),
+];
+
+const CONSUMER_FIXED: &[(&str, &str)] = &[
+    // Only acknowledged records are committed, by the wrapper.
+    ("enable.auto.offset.store", "false"),
+    ("enable.auto.commit", "false"),
+    // The wrapper looks offsets up itself; librdkafka must never jump silently.
+    ("auto.offset.reset", "error"),
+];
+
+const FIXED: &[(&str, &str)] = &[
+    // librdkafka must not look for another cluster on its own (KIP-899, librdkafka #5605).
+    ("metadata.recovery.strategy", "none"),
+];
+
+const BY_RECORD: &str = "the fleet record decides how a cluster is reached; change it there";
+const BY_SECRETS: &str =
+    "credentials come from the fleet's secrets, so that every cluster has its own";
+const BY_ACK: &str = "offsets are committed after ack(); see commit_interval()";
+const BY_CALLBACK: &str = "the wrapper serves librdkafka's events itself";
+
+/// Properties that the application may not set, with the reason.
+const REFUSED: &[(&str, &str)] = &[
+    ("bootstrap.servers", BY_RECORD),
+    ("metadata.broker.list", BY_RECORD),
+    ("security.protocol", BY_RECORD),
+    ("sasl.mechanism", BY_RECORD),
+    ("sasl.mechanisms", BY_RECORD),
+    ("sasl.username", BY_SECRETS),
+    ("sasl.password", BY_SECRETS),
+    ("ssl.ca.pem", BY_SECRETS),
+    ("ssl.certificate.pem", BY_SECRETS),
+    ("ssl.key.pem", BY_SECRETS),
+    ("ssl.key.password", BY_SECRETS),
+    ("ssl.certificate.location", BY_SECRETS),
+    ("ssl.key.location", BY_SECRETS),
+    ("ssl.keystore.location", BY_SECRETS),
+    ("ssl.keystore.password", BY_SECRETS),
+    (
+        "metadata.recovery.strategy",
+        "a client of one cluster must never look for another one; the fleet record decides",
+    ),
+    ("enable.auto.commit", BY_ACK),
+    ("auto.commit.enable", BY_ACK),
+    ("auto.commit.interval.ms", BY_ACK),
+    ("enable.auto.offset.store", BY_ACK),
+    ("auto.offset.reset", "choose with on_missing_offset()"),
+    ("group.id", "give the group to Fleet::consumer()"),
+    (
+        "message.timeout.ms",
+        "records wait for a live cluster; bound the wait with tokio::time::timeout around send()",
+    ),
+    (
+        "delivery.timeout.ms",
+        "records wait for a live cluster; bound the wait with tokio::time::timeout around send()",
+    ),
+    (
+        "message.send.max.retries",
+        "librdkafka must not give a record up, order would be lost",
+    ),
+    (
+        "retries",
+        "librdkafka must not give a record up, order would be lost",
+    ),
+    (
+        "acks",
+        "send() resolves when the active cluster has the record: always all in-sync replicas",
+    ),
+    (
+        "request.required.acks",
+        "send() resolves when the active cluster has the record: always all in-sync replicas",
+    ),
+    (
+        "transactional.id",
+        "transactions come with a later version of the wrapper",
+    ),
+    (
+        "delivery.report.only.error",
+        "send() needs every delivery report",
+    ),
+    (
+        "enable.partition.eof",
+        "the wrapper serves librdkafka's events itself",
+    ),
+    ("log.queue", BY_CALLBACK),
+    ("opaque", BY_CALLBACK),
+    ("statistics.interval.ms", "use Fleet::snapshot()"),
+];
+
+/// What a client is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    Producer,
+    Consumer { group: String },
+}
+
+/// Refuses a property that the wrapper needs for itself.
+pub(crate) fn check_property(name: &str) -> Result<()> {
+    let normal = name.strip_prefix("topic.").unwrap_or(name);
+    match REFUSED.iter().find(|(refused, _)| *refused == normal) {
+        Some((_, reason)) => Err(Error::RefusedProperty {
+            name: name.to_owned(),
+            reason,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Checks all properties of the application, their names and values by librdkafka itself.
+pub(crate) fn check(role: &Role, properties: &Properties) -> Result<()> {
+    properties
+        .keys()
+        .try_for_each(|name| check_property(name))?;
+    let mut config = base(role, properties);
+    config.set("bootstrap.servers", "127.0.0.1:1");
+    match config.create_native_config() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Configuration {
+            reason: error.to_string(),
+        }),
+    }
+}
+
+/// The whole configuration of a client of `target`.
+pub(crate) fn for_target(
+    role: &Role,
+    properties: &Properties,
+    target: &Target,
+) -> Result<ClientConfig> {
+    let mut config = base(role, properties);
+    config.set("bootstrap.servers", &target.entry.bootstrap);
+    config.set("security.protocol", target.entry.security_protocol.as_str());
+    apply_security(&mut config, target)?;
+    Ok(config)
+}
+
+fn base(role: &Role, properties: &Properties) -> ClientConfig {
+    let (defaults, fixed) = match role {
+        Role::Producer => (PRODUCER, PRODUCER_FIXED),
+        Role::Consumer { .. } => (CONSUMER, CONSUMER_FIXED),
+    };
+    let mut config = ClientConfig::new();
+    for (name, value) in COMMON.iter().chain(defaults) {
+        config.set(*name, *value);
+    }
+    for (name, value) in properties {
+        config.set(name, value);
+    }
+    for (name, value) in FIXED.iter().chain(fixed) {
+        config.set(*name, *value);
+    }
+    if let Role::Consumer { group } = role {
+        config.set("group.id", group);
+    }
+    config
+}
+
+fn apply_security(config: &mut ClientConfig, target: &Target) -> Result<()> {
+    let protocol = target.entry.security_protocol;
+    let uses_sasl = matches!(
+        protocol,
+        SecurityProtocol::SaslPlaintext | SecurityProtocol::SaslSsl
+    );
+    let uses_tls = matches!(protocol, SecurityProtocol::Ssl | SecurityProtocol::SaslSsl);
+    let credentials = target.credentials.as_deref();
+    if uses_sasl {
+        let Some((username, password)) =
+            credentials.and_then(|c| Some((c.username.as_ref()?, c.password.as_ref()?)))
+        else {
+            return Err(Error::Configuration {
+                reason: format!(
+                    "cluster {} uses {protocol} but its secret has no username and password; name one in the fleet \
+                     record's \"secret\"",
+                    target.cluster
+                ),
+            });
+        };
+        config.set("sasl.mechanism", target.sasl_mechanism());
+        config.set("sasl.username", username);
+        config.set("sasl.password", password.expose());
+    }
+    if let Some(credentials) = credentials.filter(|_| uses_tls) {
+        let pem = [
+            ("ssl.ca.pem", &credentials.ssl_ca),
+            ("ssl.certificate.pem", &credentials.ssl_certificate),
+            ("ssl.key.pem", &credentials.ssl_key),
+        ];
+        for (name, value) in pem {
+            if let Some(value) = value {
+                config.set(name, value.expose());
+            }
+        }
+        if let Some(password) = &credentials.ssl_key_password {
+            config.set("ssl.key.password", password.expose());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn properties(pairs: &[(&str, &str)]) -> Properties {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn conflicting_properties_are_refused_with_the_reason() {
+        for (name, _) in REFUSED {
+            let error = check_property(name).expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        assert!(check_property("topic.acks").is_err());
+        assert!(check_property("linger.ms").is_ok());
+    }
+
+    #[test]
+    fn librdkafka_checks_names_and_values() {
+        assert!(
+            check(
+                &Role::Producer,
+                &properties(&[("linger.ms", "20"), ("compression.type", "zstd")])
+            )
+            .is_ok()
+        );
+        let error = check(&Role::Producer, &properties(&[("linger.msec", "20")]))
+            .expect_err("unknown name");
+        assert!(error.to_string().contains("linger.msec"), "{error}");
+        let group = Role::Consumer { group: "g".into() };
+        assert!(check(&group, &properties(&[("session.timeout.ms", "abc")])).is_err());
+    }
+
+    #[test]
+    fn every_default_is_known_to_librdkafka() {
+        assert!(check(&Role::Producer, &Properties::new()).is_ok());
+        assert!(check(&Role::Consumer { group: "g".into() }, &Properties::new()).is_ok());
+    }
+}

@@ -1,0 +1,272 @@
+//! Turns what discovery and secrets know into the one target that all clients of a fleet move to.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use standfast_discovery::{
+    ClusterEntry, Discovery, Epoch, FleetRecord, FleetWatchHandle, Handoff, SecurityProtocol,
+    ViewSource,
+};
+use standfast_secrets::{Credentials, SecretPath, SecretsHandle};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::event::FleetEvent;
+use crate::fleet::FleetShared;
+use crate::target::{Handoffs, Target};
+
+/// Handoffs that are kept and, after a gap in the epochs, read: a client that missed more flips asks the log.
+const MAX_HANDOFFS: u64 = 16;
+
+/// One read of a handoff.
+const HANDOFF_READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads of a handoff before consumers go on without it.
+const HANDOFF_ATTEMPTS: u32 = 5;
+
+/// Pause between two reads of a handoff.
+const HANDOFF_PAUSE: Duration = Duration::from_millis(300);
+
+/// The task that owns the target.
+#[derive(Debug)]
+pub(crate) struct Conductor {
+    // Weak: the fleet ends with its last user, not with its own task.
+    fleet: Weak<FleetShared>,
+    discovery: Discovery,
+    view: FleetWatchHandle,
+    secrets: SecretsHandle,
+    publish: watch::Sender<Option<Arc<Target>>>,
+    handoffs: Handoffs,
+    reads: JoinSet<Vec<Arc<Handoff>>>,
+    seen_epoch: Option<Epoch>,
+    is_lost: bool,
+    missing_told: Option<String>,
+}
+
+impl Conductor {
+    pub(crate) fn new(
+        fleet: &Arc<FleetShared>,
+        discovery: Discovery,
+        view: FleetWatchHandle,
+        secrets: SecretsHandle,
+        publish: watch::Sender<Option<Arc<Target>>>,
+    ) -> Self {
+        Self {
+            fleet: Arc::downgrade(fleet),
+            discovery,
+            view,
+            secrets,
+            publish,
+            handoffs: Handoffs::default(),
+            reads: JoinSet::new(),
+            seen_epoch: None,
+            is_lost: false,
+            missing_told: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            if !self.adopt() {
+                return;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = self.view.changed() => if changed.is_err() { return },
+                changed = self.secrets.changed() => if changed.is_err() { return },
+                Some(read) = self.reads.join_next() => self.handoffs_read(read.unwrap_or_default()),
+            }
+        }
+    }
+
+    /// Brings the target up to date; false if the fleet is no longer used.
+    fn adopt(&mut self) -> bool {
+        let Some(fleet) = self.fleet.upgrade() else {
+            return false;
+        };
+        let view = self.view.borrow();
+        self.report_source(&fleet, view.source, view.last_error.as_deref());
+        let Some(record) = view.record else {
+            return true;
+        };
+        if self.seen_epoch != Some(record.epoch) {
+            self.begin_epoch(&record);
+        }
+        let Some(entry) = record.active_cluster() else {
+            return true;
+        };
+        let Some(credentials) = self.credentials(&fleet, &record, entry) else {
+            return true;
+        };
+        self.publish_target(&fleet, &record, entry, credentials);
+        true
+    }
+
+    fn begin_epoch(&mut self, record: &FleetRecord) {
+        let paths = record
+            .clusters
+            .values()
+            .filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok())
+            .collect();
+        self.secrets.set_paths(paths);
+        if let Some(seen) = self.seen_epoch.replace(record.epoch) {
+            self.read_handoffs(seen, record);
+        }
+    }
+
+    /// Reads the handoffs of all epochs after `seen`, in the background: a flip must not wait for it.
+    fn read_handoffs(&mut self, seen: Epoch, record: &FleetRecord) {
+        let first = (seen.0 + 1).max(record.epoch.0.saturating_sub(MAX_HANDOFFS - 1));
+        if record.epoch.0 == 0 || (first == record.epoch.0 && record.handoff.is_none()) {
+            return;
+        }
+        let (discovery, fleet) = (self.discovery.clone(), record_fleet(&self.fleet));
+        let Some(fleet) = fleet else { return };
+        let last = record.epoch;
+        let last_is_named = record.handoff.is_some();
+        self.handoffs.pending = true;
+        self.reads.spawn(async move {
+            let mut found = Vec::new();
+            for epoch in (first..=last.0).map(Epoch) {
+                // Only the newest is known to exist; epochs between may have been a fence or an edit.
+                let attempts = if epoch == last && last_is_named { HANDOFF_ATTEMPTS } else { 1 };
+                for attempt in 1..=attempts {
+                    let read = tokio::time::timeout(HANDOFF_READ_TIMEOUT, discovery.read_handoff(&fleet, epoch)).await;
+                    match read {
+                        Ok(Ok(Some(handoff))) => {
+                            found.push(Arc::new(handoff));
+                            break;
+                        }
+                        Ok(Ok(None)) => {}
+                        Ok(Err(error)) => tracing::warn!(%fleet, %epoch, attempt, %error, "handoff cannot be read"),
+                        Err(_) => tracing::warn!(%fleet, %epoch, attempt, "reading the handoff timed out"),
+                    }
+                    if attempt < attempts {
+                        tokio::time::sleep(HANDOFF_PAUSE).await;
+                    }
+                }
+            }
+            found
+        });
+    }
+
+    fn handoffs_read(&mut self, found: Vec<Arc<Handoff>>) {
+        let mut known = Vec::clone(&self.handoffs.known);
+        for handoff in found {
+            if !known
+                .iter()
+                .any(|k: &Arc<Handoff>| k.epoch == handoff.epoch)
+            {
+                known.push(handoff);
+            }
+        }
+        known.sort_by_key(|handoff| handoff.epoch);
+        let surplus = known.len().saturating_sub(MAX_HANDOFFS as usize);
+        known.drain(..surplus);
+        self.handoffs = Handoffs {
+            pending: !self.reads.is_empty(),
+            known: Arc::new(known),
+        };
+    }
+
+    /// `Some(None)`: none needed. `None`: needed but not known yet.
+    #[allow(clippy::option_option)]
+    fn credentials(
+        &mut self,
+        fleet: &FleetShared,
+        record: &FleetRecord,
+        entry: &ClusterEntry,
+    ) -> Option<Option<Arc<Credentials>>> {
+        let Some(secret) = &entry.secret else {
+            return Some(None);
+        };
+        let known = SecretPath::new(secret.as_str())
+            .ok()
+            .and_then(|path| self.secrets.get(&path));
+        if known.is_some() || entry.security_protocol == SecurityProtocol::Plaintext {
+            self.missing_told = None;
+            return Some(known);
+        }
+        if self.missing_told.as_ref() != Some(secret) {
+            self.missing_told = Some(secret.clone());
+            tracing::warn!(
+                fleet = %fleet.name, cluster = %record.active, secret,
+                "the active cluster's credentials are not known yet, clients wait for them"
+            );
+            fleet.emit(FleetEvent::CredentialsMissing {
+                cluster: record.active.clone(),
+                secret: secret.clone(),
+            });
+        }
+        None
+    }
+
+    fn publish_target(
+        &self,
+        fleet: &FleetShared,
+        record: &FleetRecord,
+        entry: &ClusterEntry,
+        credentials: Option<Arc<Credentials>>,
+    ) {
+        let old = self.publish.borrow().clone();
+        let is_flip = old.as_ref().is_none_or(|old| {
+            old.cluster != record.active || old.entry.bootstrap != entry.bootstrap
+        });
+        let since = match &old {
+            Some(old) if !is_flip => old.since,
+            _ => Instant::now(),
+        };
+        self.publish.send_replace(Some(Arc::new(Target {
+            epoch: record.epoch,
+            state: record.state,
+            cluster: record.active.clone(),
+            entry: entry.clone(),
+            credentials,
+            handoffs: self.handoffs.clone(),
+            since,
+        })));
+        if is_flip {
+            let from = old.as_ref().map(|old| old.cluster.clone());
+            if from.is_some() {
+                fleet.counters.flips.fetch_add(1, Relaxed);
+            }
+            tracing::info!(
+                fleet = %fleet.name, epoch = %record.epoch, to = %record.active, reason = record.reason,
+                "discovery names the active cluster"
+            );
+            fleet.emit(FleetEvent::FlipBegun {
+                epoch: record.epoch,
+                from,
+                to: record.active.clone(),
+            });
+        }
+        if old.is_none_or(|old| old.state != record.state) {
+            fleet.emit(FleetEvent::StateChanged {
+                epoch: record.epoch,
+                state: record.state,
+            });
+        }
+    }
+
+    fn report_source(&mut self, fleet: &FleetShared, source: ViewSource, error: Option<&str>) {
+        let is_lost = matches!(source, ViewSource::Stale { .. });
+        if is_lost == self.is_lost {
+            return;
+        }
+        self.is_lost = is_lost;
+        if is_lost {
+            let reason = error.unwrap_or("no backend answers").to_owned();
+            tracing::warn!(fleet = %fleet.name, reason, "discovery does not answer, clients go on with what is known");
+            fleet.emit(FleetEvent::DiscoveryLost { reason });
+        } else {
+            tracing::info!(fleet = %fleet.name, "discovery answers again");
+            fleet.emit(FleetEvent::DiscoveryBack);
+        }
+    }
+}
+
+fn record_fleet(fleet: &Weak<FleetShared>) -> Option<standfast_discovery::FleetName> {
+    fleet.upgrade().map(|fleet| fleet.name.clone())
+}

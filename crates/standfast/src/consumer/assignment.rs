@@ -1,0 +1,422 @@
+//! The partitions of one generation: where they start, how far they were read, what is committed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::ConsumerShared;
+use super::partition::Partition;
+use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch};
+use super::worker::WorkerContext;
+use crate::event::{FleetEvent, StartReason};
+use crate::ffi;
+use crate::target::Target;
+
+/// One question to the coordinator or a leader. Asked on the poll thread; heartbeats go on meanwhile.
+const ASK: Duration = Duration::from_secs(3);
+
+/// Pause between two attempts to find the start of held partitions.
+const RETRY: Duration = Duration::from_millis(500);
+
+type Key = (String, i32);
+
+#[derive(Debug, Default)]
+pub(super) struct Assignment {
+    running: HashMap<String, HashMap<i32, Running>>,
+    held: BTreeMap<Key, Held>,
+    pub(super) paused: bool,
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Running {
+    partition: Arc<Partition>,
+    /// Offset after the last record that was read ahead.
+    fetched: i64,
+    /// The last commit that was sent here; -1: none.
+    committed: i64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    carried: Option<Carried>,
+    verify: bool,
+    /// The reason that was reported.
+    told: Option<String>,
+}
+
+impl Assignment {
+    /// Takes newly assigned partitions in and assigns those to the client whose start is known.
+    pub(super) fn assign(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: Vec<Key>) {
+        let context = consumer.context();
+        for key in partitions {
+            let carried = context.shared.take_carried(context.source.generation, &key);
+            self.held.insert(
+                key,
+                Held {
+                    carried,
+                    ..Held::default()
+                },
+            );
+        }
+        let started = self.find_starts(consumer);
+        self.apply(consumer, &started);
+    }
+
+    /// Looks again for the start of held partitions.
+    pub(super) fn retry_held(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+        if self.held.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let started = self.find_starts(consumer);
+        if !started.is_empty() {
+            self.apply(consumer, &started);
+        }
+    }
+
+    /// Gives partitions back. What was acknowledged is committed first.
+    pub(super) fn revoke(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: &[Key]) {
+        if !consumer.assignment_lost() {
+            self.commit(consumer);
+        }
+        let context = consumer.context();
+        let mut removed = TopicPartitionList::new();
+        for key in partitions {
+            if let Some(held) = self.held.remove(key)
+                && let Some(carried) = held.carried
+            {
+                context
+                    .shared
+                    .put_back(context.source.generation, key.clone(), carried);
+            }
+            let running = self
+                .running
+                .get_mut(&key.0)
+                .and_then(|numbers| numbers.remove(&key.1));
+            if let Some(running) = running {
+                running.partition.end();
+                context.shared.disown(context.source.generation, key);
+                removed.add_partition(&key.0, key.1);
+            }
+        }
+        let outcome = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(&removed),
+            _ => consumer.unassign(),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(client = context.log.client.as_str(), %error, "partitions could not be given back");
+        }
+    }
+
+    /// The partition of a record that was just read; moves the read-ahead mark.
+    pub(super) fn read(
+        &mut self,
+        topic: &str,
+        number: i32,
+        offset: i64,
+    ) -> Option<&Arc<Partition>> {
+        let running = self.running.get_mut(topic)?.get_mut(&number)?;
+        running.fetched = offset + 1;
+        Some(&running.partition)
+    }
+
+    /// Sends a commit for everything that was acknowledged since the last one. Does not wait. True if there was any.
+    pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) -> bool {
+        let context = consumer.context();
+        if !context.shared.is_current(context.source.generation) {
+            return false;
+        }
+        let metadata = label(context.shared.epoch());
+        let mut offsets = TopicPartitionList::new();
+        for (topic, numbers) in &mut self.running {
+            for (number, running) in numbers {
+                let point = running.partition.commit_point();
+                if point <= running.committed {
+                    continue;
+                }
+                let mut entry = offsets.add_partition(topic, *number);
+                if entry.set_offset(Offset::Offset(point)).is_ok() {
+                    entry.set_metadata(&metadata);
+                    running.committed = point;
+                }
+            }
+        }
+        if offsets.count() == 0 {
+            return false;
+        }
+        if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
+            tracing::warn!(client = context.log.client.as_str(), %error, "offsets could not be committed, trying again");
+            self.forget_commits();
+        }
+        true
+    }
+
+    /// A commit failed: the next one covers everything again.
+    pub(super) fn forget_commits(&mut self) {
+        for running in self.running.values_mut().flat_map(HashMap::values_mut) {
+            running.committed = -1;
+        }
+    }
+
+    /// The log does not have an offset that was asked for: hold every partition and check its position. librdkafka does
+    /// not say which one it was.
+    pub(super) fn check_positions(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+        let context = consumer.context();
+        let epoch = context.shared.epoch();
+        for (topic, numbers) in self.running.drain() {
+            for (number, running) in numbers {
+                running.partition.freeze();
+                let carried = Carried {
+                    partition: running.partition,
+                    from: epoch,
+                    same_cluster: true,
+                };
+                let held = Held {
+                    carried: Some(carried),
+                    verify: true,
+                    told: None,
+                };
+                self.held.insert((topic.clone(), number), held);
+            }
+        }
+        let clear = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer
+                .assignment()
+                .and_then(|all| consumer.incremental_unassign(&all)),
+            _ => consumer.assign(&TopicPartitionList::new()),
+        };
+        if let Err(error) = clear {
+            tracing::warn!(client = context.log.client.as_str(), %error, "partitions could not be held for a check");
+        }
+        self.retry_at = None;
+        self.retry_held(consumer);
+    }
+
+    /// Stops or resumes reading of all partitions, because the application is slow.
+    pub(super) fn set_paused(&mut self, consumer: &BaseConsumer<WorkerContext>, paused: bool) {
+        let all = self.running_list();
+        let outcome = if paused {
+            consumer.pause(&all)
+        } else {
+            consumer.resume(&all)
+        };
+        match outcome {
+            Ok(()) => self.paused = paused,
+            Err(error) => {
+                let client = consumer.context().log.client.as_str();
+                tracing::warn!(client, paused, %error, "reading could not be paused or resumed");
+            }
+        }
+    }
+
+    /// All running partitions, each with the offset to be read next.
+    pub(super) fn running_list(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (topic, numbers) in &self.running {
+            for (number, running) in numbers {
+                // An offset from a log or a broker is never negative, so this cannot fail.
+                let _ = list.add_partition_offset(topic, *number, Offset::Offset(running.fetched));
+            }
+        }
+        list
+    }
+
+    fn apply(&mut self, consumer: &BaseConsumer<WorkerContext>, started: &[Key]) {
+        let outcome = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => {
+                let mut added = TopicPartitionList::new();
+                for (topic, number) in started {
+                    let running = self
+                        .running
+                        .get(topic)
+                        .and_then(|numbers| numbers.get(number));
+                    if let Some(running) = running {
+                        let _ = added.add_partition_offset(
+                            topic,
+                            *number,
+                            Offset::Offset(running.fetched),
+                        );
+                    }
+                }
+                consumer.incremental_assign(&added)
+            }
+            // The eager protocol knows only whole assignments; running partitions go on where they were.
+            _ => consumer.assign(&self.running_list()),
+        };
+        if let Err(error) = outcome {
+            let client = consumer.context().log.client.as_str();
+            tracing::error!(client, %error, "partitions could not be assigned; a rebalance will bring them again");
+        }
+        if self.paused {
+            self.set_paused(consumer, true);
+        }
+    }
+
+    /// Moves held partitions whose start can be found to the running ones; which.
+    fn find_starts(&mut self, consumer: &BaseConsumer<WorkerContext>) -> Vec<Key> {
+        self.retry_at = Some(Instant::now() + RETRY);
+        let context = consumer.context();
+        let Some(target) = context.shared.target() else {
+            return Vec::new();
+        };
+        let mut committed = match self.fetch_committed(consumer) {
+            Ok(committed) => committed,
+            Err(reason) => {
+                for (key, held) in &mut self.held {
+                    held.tell(&context.shared, key, &reason);
+                }
+                return Vec::new();
+            }
+        };
+        let mut started = Vec::new();
+        for (key, mut held) in std::mem::take(&mut self.held) {
+            let committed = committed.remove(&key);
+            match held.find_start(consumer, &target, &key, committed) {
+                Ok((offset, reason)) => {
+                    self.start(context, &key, held, offset, reason, committed);
+                    started.push(key);
+                }
+                Err(reason) => {
+                    held.tell(&context.shared, &key, &reason);
+                    self.held.insert(key, held);
+                }
+            }
+        }
+        started
+    }
+
+    fn start(
+        &mut self,
+        context: &WorkerContext,
+        key: &Key,
+        held: Held,
+        offset: i64,
+        reason: StartReason,
+        committed: Option<Committed>,
+    ) {
+        let (topic, number) = key;
+        let partition = match held.carried {
+            Some(carried) => carried.partition.succeed(offset),
+            None => Partition::new(topic.as_str().into(), *number, offset),
+        };
+        let client = context.log.client.clone();
+        tracing::info!(
+            client = client.as_str(),
+            topic,
+            partition = number,
+            offset,
+            ?reason,
+            "partition is read"
+        );
+        context
+            .shared
+            .own(context.source.generation, key, &partition);
+        context.shared.fleet.emit(FleetEvent::PartitionStarted {
+            client,
+            topic: topic.clone(),
+            partition: *number,
+            offset,
+            reason,
+        });
+        // Anything but the group's own offset is worth a commit, so that a restart finds it.
+        let committed = committed.map_or(-1, |c| if c.offset == offset { offset } else { -1 });
+        let running = Running {
+            partition,
+            fetched: offset,
+            committed,
+        };
+        self.running
+            .entry(topic.clone())
+            .or_default()
+            .insert(*number, running);
+    }
+
+    fn fetch_committed(
+        &self,
+        consumer: &BaseConsumer<WorkerContext>,
+    ) -> Result<HashMap<Key, Committed>, String> {
+        if self.held.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut list = TopicPartitionList::with_capacity(self.held.len());
+        for (topic, number) in self.held.keys() {
+            list.add_partition(topic, *number);
+        }
+        let answer = consumer
+            .committed_offsets(list, ASK)
+            .map_err(|error| format!("the group's offsets cannot be read: {error}"))?;
+        let entries = ffi::committed_offsets(&answer);
+        if entries.iter().any(|entry| entry.failed) {
+            return Err("the group's offsets cannot be read for every partition".to_owned());
+        }
+        let known = entries.into_iter().filter_map(|entry| {
+            let committed = Committed {
+                offset: entry.offset?,
+                epoch: labelled_epoch(&entry.metadata),
+            };
+            Some(((entry.topic, entry.partition), committed))
+        });
+        Ok(known.collect())
+    }
+}
+
+impl Held {
+    fn find_start(
+        &mut self,
+        consumer: &BaseConsumer<WorkerContext>,
+        target: &Target,
+        key: &Key,
+        committed: Option<Committed>,
+    ) -> Result<(i64, StartReason), String> {
+        let (topic, number) = (key.0.as_str(), key.1);
+        let mut known = Known {
+            own: self.carried.as_ref().map(|carried| Own {
+                next: carried.partition.next(),
+                from: carried.from,
+                same_cluster: carried.same_cluster,
+            }),
+            committed,
+            range: None,
+            verify: self.verify,
+            policy: consumer.context().shared.policy,
+        };
+        loop {
+            match known.decide(|from| target.handoffs.bound(topic, number, from)) {
+                Start::At { offset, reason } => return Ok((offset, reason)),
+                Start::Hold { reason } => return Err(reason),
+                Start::NeedRange => {
+                    let range = consumer
+                        .fetch_watermarks(topic, number, ASK)
+                        .map_err(|error| {
+                            format!("log start and log end cannot be read: {error}")
+                        })?;
+                    known.range = Some(range);
+                }
+            }
+        }
+    }
+
+    /// Reports once per reason why the partition is held.
+    fn tell(&mut self, shared: &ConsumerShared, (topic, number): &Key, reason: &str) {
+        if self.told.as_deref() == Some(reason) {
+            return;
+        }
+        self.told = Some(reason.to_owned());
+        tracing::warn!(
+            client = shared.name.as_str(),
+            topic,
+            partition = number,
+            reason,
+            "partition is held"
+        );
+        shared.fleet.emit(FleetEvent::PartitionHeld {
+            client: shared.name.clone(),
+            topic: topic.clone(),
+            partition: *number,
+            reason: reason.to_owned(),
+        });
+    }
+}

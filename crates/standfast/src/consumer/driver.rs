@@ -1,0 +1,171 @@
+//! Moves a consumer from cluster to cluster: one task per consumer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::ConsumerShared;
+use super::worker::{self, Ended, Ready, Worker};
+use crate::event::FleetEvent;
+use crate::target::Target;
+
+/// Pause before a client is built anew after a fatal error.
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Driver {
+    shared: Arc<ConsumerShared>,
+    /// Reads for the application.
+    current: Option<Generation>,
+    /// Is getting ready to.
+    next: Option<Generation>,
+    generations: u64,
+}
+
+struct Generation {
+    target: Arc<Target>,
+    // Stops the worker when dropped.
+    _stop: DropGuard,
+    ready: oneshot::Receiver<Ready>,
+    ended: oneshot::Receiver<Ended>,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<ConsumerShared>) -> Self {
+        Self {
+            shared,
+            current: None,
+            next: None,
+            generations: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        let mut targets = self.shared.fleet.targets.clone();
+        let mut watch_ended = false;
+        loop {
+            let target = targets.borrow_and_update().clone();
+            if let Some(target) = target {
+                self.aim_at(target);
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                changed = targets.changed(), if !watch_ended => watch_ended = changed.is_err(),
+                ready = ready(&mut self.next) => self.swap(ready),
+                ended = ended(&mut self.current) => self.current_ended(ended).await,
+            }
+        }
+        self.close().await;
+    }
+
+    /// Compares what there is with what should be. The present generation goes on reading until the next one is ready:
+    /// what it reads below the handoff is the same on the new cluster.
+    fn aim_at(&mut self, target: Arc<Target>) {
+        if let Some(current) = &mut self.current
+            && current.target.same_client(&target)
+        {
+            // The worker itself takes a new login up.
+            current.target = target;
+            self.next = None;
+            return;
+        }
+        if let Some(next) = &mut self.next
+            && next.target.same_client(&target)
+            && target.new_login(&next.target).is_none()
+        {
+            next.target = target;
+            return;
+        }
+        self.next = self.begin(target);
+    }
+
+    fn begin(&mut self, target: Arc<Target>) -> Option<Generation> {
+        self.generations += 1;
+        let stop = CancellationToken::new();
+        let (ready_sender, ready) = oneshot::channel();
+        let (ended_sender, ended) = oneshot::channel();
+        let worker = Worker {
+            shared: Arc::clone(&self.shared),
+            target: Arc::clone(&target),
+            generation: self.generations,
+            stop: stop.clone(),
+            ready: ready_sender,
+        };
+        if let Err(error) = worker::spawn(worker, ended_sender) {
+            tracing::error!(client = self.shared.name.as_str(), %error, "no thread for a new Kafka client");
+            return None;
+        }
+        Some(Generation {
+            target,
+            _stop: stop.drop_guard(),
+            ready,
+            ended,
+        })
+    }
+
+    /// The next generation has taken over; the old one stops.
+    fn swap(&mut self, ready: Option<Ready>) {
+        let Some(next) = self.next.take() else { return };
+        if let Some(Ready { cluster_id }) = ready {
+            tracing::debug!(
+                client = self.shared.name.as_str(),
+                cluster_id,
+                "consumer moved"
+            );
+            self.current = Some(next);
+        }
+    }
+
+    async fn current_ended(&mut self, ended: Ended) {
+        self.current = None;
+        let Ended::Broken(reason) = ended else { return };
+        tracing::error!(
+            client = self.shared.name.as_str(),
+            reason,
+            "the consumer's Kafka client had a fatal error and is built anew; reading goes on where it was"
+        );
+        self.shared
+            .fleet
+            .counters
+            .clients_rebuilt
+            .fetch_add(1, Relaxed);
+        self.shared.fleet.emit(FleetEvent::ClientRebuilt {
+            client: self.shared.name.clone(),
+            reason,
+        });
+        tokio::time::sleep(REBUILD_PAUSE).await;
+    }
+
+    async fn close(mut self) {
+        self.shared.begin_close();
+        self.next = None;
+        if let Some(current) = self.current.take() {
+            let Generation {
+                _stop: stop, ended, ..
+            } = current;
+            drop(stop);
+            // The worker's own waits are bounded.
+            let _ = ended.await;
+        }
+        self.shared.mailbox.close();
+        self.shared.closed.cancel();
+    }
+}
+
+async fn ready(next: &mut Option<Generation>) -> Option<Ready> {
+    match next {
+        Some(generation) => (&mut generation.ready).await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn ended(current: &mut Option<Generation>) -> Ended {
+    match current {
+        Some(generation) => (&mut generation.ended)
+            .await
+            .unwrap_or(Ended::Broken("its thread panicked".to_owned())),
+        None => std::future::pending().await,
+    }
+}

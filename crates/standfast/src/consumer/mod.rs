@@ -1,0 +1,421 @@
+//! A consumer that follows the active cluster.
+
+mod assignment;
+mod driver;
+mod mailbox;
+mod message;
+mod partition;
+mod start;
+mod worker;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use standfast_discovery::{ClusterName, Epoch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::driver::Driver;
+use self::mailbox::{Item, Mailbox};
+pub use self::message::Message;
+pub use self::partition::MAX_UNACKNOWLEDGED;
+use self::partition::{HandOut, Partition};
+use self::start::Carried;
+pub use self::start::MissingOffset;
+use crate::client_config::{self, Properties, Role};
+use crate::error::{Error, Result};
+use crate::event::ClientName;
+use crate::fleet::FleetShared;
+use crate::stats::add;
+use crate::target::Target;
+
+/// How often acknowledged offsets are committed, by default. Also committed when partitions move and at the end.
+pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Records read ahead of the application, by default. librdkafka reads ahead on top of it (`queued.max.messages.kbytes`).
+pub const DEFAULT_READ_AHEAD_RECORDS: usize = 2_000;
+
+/// Bytes read ahead of the application, by default.
+pub const DEFAULT_READ_AHEAD_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long [`FailoverConsumer::close`] waits at most.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Key = (String, i32);
+
+/// Options of a [`FailoverConsumer`].
+#[derive(Debug)]
+#[must_use]
+pub struct ConsumerBuilder {
+    fleet: Arc<FleetShared>,
+    group: String,
+    properties: Properties,
+    policy: MissingOffset,
+    commit_interval: Duration,
+    read_ahead_records: usize,
+    read_ahead_bytes: usize,
+    show_id_header: bool,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(fleet: Arc<FleetShared>, group: String) -> Self {
+        Self {
+            fleet,
+            group,
+            properties: Properties::new(),
+            policy: MissingOffset::default(),
+            commit_interval: DEFAULT_COMMIT_INTERVAL,
+            read_ahead_records: DEFAULT_READ_AHEAD_RECORDS,
+            read_ahead_bytes: DEFAULT_READ_AHEAD_BYTES,
+            show_id_header: false,
+        }
+    }
+
+    /// Sets a librdkafka property, for example `fetch.min.bytes` or `session.timeout.ms`. Those that the wrapper needs
+    /// for itself are refused by [`subscribe`](Self::subscribe), with the reason.
+    pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.properties.insert(name.into(), value.into());
+        self
+    }
+
+    /// What to do where the group has no offset. By default the partition is held ([`MissingOffset::Error`]): after a
+    /// failover, skipping or reading all over is worse than waiting for the group's offsets. A new group needs one of the others.
+    pub fn on_missing_offset(mut self, policy: MissingOffset) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How often acknowledged offsets are committed; default [`DEFAULT_COMMIT_INTERVAL`].
+    pub fn commit_interval(mut self, interval: Duration) -> Self {
+        self.commit_interval = interval;
+        self
+    }
+
+    /// Records and bytes read ahead of the application; default [`DEFAULT_READ_AHEAD_RECORDS`],
+    /// [`DEFAULT_READ_AHEAD_BYTES`].
+    pub fn read_ahead(mut self, records: usize, bytes: usize) -> Self {
+        (self.read_ahead_records, self.read_ahead_bytes) = (records, bytes);
+        self
+    }
+
+    /// Keeps the wrapper's [`ID_HEADER`](crate::ID_HEADER) among the headers. [`Message::id`] gives it in any case.
+    pub fn show_id_header(mut self, show: bool) -> Self {
+        self.show_id_header = show;
+        self
+    }
+
+    /// Starts reading. It does not wait for the cluster.
+    ///
+    /// # Errors
+    /// [`Error::RefusedProperty`], [`Error::Configuration`].
+    // Async to leave room for work that must be done before the first record.
+    #[allow(clippy::unused_async)]
+    pub async fn subscribe(self, topics: &[&str]) -> Result<FailoverConsumer> {
+        let group = self.group;
+        if group.is_empty() || topics.is_empty() {
+            return Err(Error::Configuration {
+                reason: "a consumer needs a group and at least one topic".to_owned(),
+            });
+        }
+        client_config::check(
+            &Role::Consumer {
+                group: group.clone(),
+            },
+            &self.properties,
+        )?;
+        let shared = Arc::new(ConsumerShared {
+            name: self.fleet.client_name(&group),
+            fleet: self.fleet,
+            group,
+            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            properties: self.properties,
+            policy: self.policy,
+            commit_interval: self.commit_interval,
+            show_id_header: self.show_id_header,
+            mailbox: Mailbox::new(self.read_ahead_records, self.read_ahead_bytes),
+            table: Mutex::new(Table::default()),
+            commit_answers: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            closed: CancellationToken::new(),
+        });
+        let shutdown = CancellationToken::new();
+        tokio::spawn(Driver::new(Arc::clone(&shared)).run(shutdown.clone()));
+        Ok(FailoverConsumer {
+            shared,
+            local: VecDeque::new(),
+            shutdown: shutdown.drop_guard(),
+        })
+    }
+}
+
+/// A consumer that follows the active cluster.
+///
+/// Records come at least once: those that were not acknowledged are read again after a crash or when a partition
+/// moves to another member. Across a failover this consumer goes on exactly where it was, at the same offset on the
+/// new cluster, or at the handoff offset if it had read further than the mirror.
+///
+/// Dropping it commits what was acknowledged and leaves the group, in the background; [`close`](Self::close) waits for it.
+#[derive(Debug)]
+pub struct FailoverConsumer {
+    shared: Arc<ConsumerShared>,
+    /// Taken from the mailbox, not handed out yet.
+    local: VecDeque<Item>,
+    shutdown: DropGuard,
+}
+
+impl FailoverConsumer {
+    /// The next record; `None` once the consumer is closed. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Consume`] for what the application can do something about, such as a missing topic. The consumer goes
+    /// on: call it again.
+    pub async fn next(&mut self) -> Option<Result<Message>> {
+        poll_fn(|cx| self.poll_message(cx)).await
+    }
+
+    /// Marks a record as processed. The group's offset moves past it once every record before it in the partition is
+    /// marked too, so records may be processed and acknowledged in any order. Never blocks; the commit follows within
+    /// the commit interval.
+    ///
+    /// After a failover the acknowledgement of a record from the old cluster counts if the new one holds the record
+    /// (its offset is below the handoff). Otherwise it is ignored and counted in [`Stats`](crate::Stats::acks_ignored).
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`close`](Self::close).
+    pub fn ack(&self, message: &Message) -> Result<()> {
+        self.acknowledge(
+            message
+                .partition
+                .acknowledge(message.offset, message.source.generation),
+        )
+    }
+
+    /// Marks a record and all earlier ones of its partition as processed.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn ack_through(&self, message: &Message) -> Result<()> {
+        self.acknowledge(
+            message
+                .partition
+                .acknowledge_through(message.offset, message.source.generation),
+        )
+    }
+
+    /// Commits what was acknowledged, leaves the group and waits for it, at most [`CLOSE_TIMEOUT`].
+    pub async fn close(self) {
+        let Self {
+            shared, shutdown, ..
+        } = self;
+        drop(shutdown);
+        if tokio::time::timeout(CLOSE_TIMEOUT, shared.closed.cancelled())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                client = shared.name.as_str(),
+                "the consumer did not close in time, it goes on in the background"
+            );
+        }
+    }
+
+    fn acknowledge(&self, counted: bool) -> Result<()> {
+        if self.shared.is_closing() {
+            return Err(Error::Closed);
+        }
+        if !counted {
+            add(&self.shared.fleet.counters.acks_ignored, 1);
+        }
+        if self.shared.blocked.load(Relaxed) {
+            self.shared.mailbox.wake_reader();
+        }
+        Ok(())
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message>>> {
+        let counters = &self.shared.fleet.counters;
+        loop {
+            while let Some(item) = self.local.pop_front() {
+                let (partition, message) = match item {
+                    Item::Failure(error) => return Poll::Ready(Some(Err(error))),
+                    Item::Record { partition, message } => (partition, message),
+                };
+                match partition.hand_out(message.offset, message.source.generation) {
+                    HandOut::Yes => {
+                        add(&counters.records_consumed, 1);
+                        return Poll::Ready(Some(Ok(message)));
+                    }
+                    HandOut::Ended => add(&counters.records_discarded, 1),
+                    HandOut::TooMany => {
+                        self.local.push_front(Item::Record { partition, message });
+                        return self.wait_for_acks(cx);
+                    }
+                }
+            }
+            match self.shared.mailbox.poll_take(cx, &mut self.local) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn wait_for_acks(&self, cx: &Context<'_>) -> Poll<Option<Result<Message>>> {
+        self.shared.mailbox.register_reader(cx);
+        if !self.shared.blocked.swap(true, Relaxed) {
+            tracing::warn!(
+                client = self.shared.name.as_str(),
+                limit = MAX_UNACKNOWLEDGED,
+                "no more records are handed out until some are acknowledged: call ack() for every record"
+            );
+        }
+        Poll::Pending
+    }
+}
+
+impl Stream for FailoverConsumer {
+    type Item = Result<Message>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_message(cx)
+    }
+}
+
+/// What the application's handle, the driver and the workers share.
+#[derive(Debug)]
+pub(crate) struct ConsumerShared {
+    fleet: Arc<FleetShared>,
+    name: ClientName,
+    group: String,
+    topics: Vec<String>,
+    properties: Properties,
+    policy: MissingOffset,
+    commit_interval: Duration,
+    show_id_header: bool,
+    mailbox: Mailbox,
+    table: Mutex<Table>,
+    /// Commits answered, well or not.
+    commit_answers: AtomicU64,
+    /// The application forgot to acknowledge; see `wait_for_acks`.
+    blocked: AtomicBool,
+    closing: AtomicBool,
+    closed: CancellationToken,
+}
+
+/// Which generation reads, and what it took over. Workers of older generations are refused.
+#[derive(Debug, Default)]
+struct Table {
+    generation: u64,
+    cluster: Option<ClusterName>,
+    cluster_id: Option<String>,
+    epoch: Epoch,
+    /// Partitions that are read.
+    owned: HashMap<Key, Arc<Partition>>,
+    /// Partitions that were read on the previous cluster and have not been assigned since.
+    carried: HashMap<Key, Carried>,
+}
+
+impl ConsumerShared {
+    /// Makes `generation` the one that reads: from here on nothing of an older one reaches the application, and the
+    /// positions stand. False if a newer one was faster.
+    fn take_over(&self, generation: u64, target: &Target, cluster_id: &str) -> bool {
+        let mut table = self.table();
+        if generation <= table.generation {
+            return false;
+        }
+        let same_cluster = table.cluster_id.as_deref() == Some(cluster_id);
+        let from = table.epoch;
+        for carried in table.carried.values_mut() {
+            carried.same_cluster &= same_cluster;
+        }
+        let owned = std::mem::take(&mut table.owned);
+        for (key, partition) in owned {
+            partition.freeze();
+            let carried = Carried {
+                partition,
+                from,
+                same_cluster,
+            };
+            table.carried.insert(key, carried);
+        }
+        table.generation = generation;
+        table.cluster = Some(target.cluster.clone());
+        table.cluster_id = Some(cluster_id.to_owned());
+        table.epoch = target.epoch;
+        true
+    }
+
+    fn take_carried(&self, generation: u64, key: &Key) -> Option<Carried> {
+        let mut table = self.table();
+        if table.generation != generation {
+            return None;
+        }
+        table.carried.remove(key)
+    }
+
+    fn put_back(&self, generation: u64, key: Key, carried: Carried) {
+        let mut table = self.table();
+        if table.generation == generation {
+            table.carried.insert(key, carried);
+        }
+    }
+
+    fn own(&self, generation: u64, key: &Key, partition: &Arc<Partition>) {
+        let mut table = self.table();
+        if table.generation == generation {
+            table.owned.insert(key.clone(), Arc::clone(partition));
+        } else {
+            partition.end();
+        }
+    }
+
+    fn disown(&self, generation: u64, key: &Key) {
+        let mut table = self.table();
+        if table.generation == generation {
+            table.owned.remove(key);
+        }
+    }
+
+    fn is_current(&self, generation: u64) -> bool {
+        self.table().generation == generation
+    }
+
+    /// The epoch now; grows with the record also while the cluster stays.
+    fn epoch(&self) -> Epoch {
+        let mut table = self.table();
+        let live = self.fleet.targets.borrow();
+        // A target on the way to another cluster is not this generation's epoch.
+        if let Some(live) = live.as_ref().filter(|live| live.epoch > table.epoch)
+            && table.cluster.as_ref() == Some(&live.cluster)
+        {
+            table.epoch = live.epoch;
+        }
+        table.epoch
+    }
+
+    fn target(&self) -> Option<Arc<Target>> {
+        self.fleet.targets.borrow().clone()
+    }
+
+    fn commit_answers(&self) -> u64 {
+        self.commit_answers.load(Relaxed)
+    }
+
+    fn begin_close(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

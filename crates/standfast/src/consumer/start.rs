@@ -1,0 +1,314 @@
+//! Where a consumer starts to read a partition: the rule, apart from how its inputs are found.
+
+use std::sync::Arc;
+
+use standfast_discovery::Epoch;
+
+use super::partition::Partition;
+use crate::event::StartReason;
+use crate::target::Bound;
+
+/// Prefix of the metadata of the wrapper's commits. The epoch follows; later versions may append more after a blank.
+const LABEL: &str = "standfast-1 epoch=";
+
+/// What to do where the group has no offset, or one that the log does not have (any more).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MissingOffset {
+    /// Hold the partition, report it ([`PartitionHeld`](crate::FleetEvent::PartitionHeld)) and look again until the
+    /// group's offset has arrived. Nothing is skipped, nothing read twice.
+    #[default]
+    Error,
+    /// Read from the log start offset. Nothing is skipped.
+    Earliest,
+    /// Read from the log end: skips what is there.
+    Latest,
+}
+
+/// A partition that this consumer read on the previous cluster.
+#[derive(Debug, Clone)]
+pub(super) struct Carried {
+    pub(super) partition: Arc<Partition>,
+    /// The last epoch under which it was read.
+    pub(super) from: Epoch,
+    /// The present cluster is the same: a rebuilt client, other addresses.
+    pub(super) same_cluster: bool,
+}
+
+/// The group's committed offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Committed {
+    pub(super) offset: i64,
+    /// The epoch under which the wrapper committed it; `None` for anybody else's commit.
+    pub(super) epoch: Option<Epoch>,
+}
+
+/// Everything that is known about a partition when it is assigned.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Own position and the epoch it comes from.
+    pub(super) own: Option<Own>,
+    pub(super) committed: Option<Committed>,
+    /// Log start and log end here; `None` if not asked yet or not answered.
+    pub(super) range: Option<(i64, i64)>,
+    /// The position was found out of range: check it.
+    pub(super) verify: bool,
+    pub(super) policy: MissingOffset,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    pub(super) next: i64,
+    pub(super) from: Epoch,
+    pub(super) same_cluster: bool,
+}
+
+/// The rule's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Start {
+    At {
+        offset: i64,
+        reason: StartReason,
+    },
+    /// The range of the log decides: ask for it and call again.
+    NeedRange,
+    Hold {
+        reason: String,
+    },
+}
+
+impl Known {
+    /// Decides. `bound` tells up to where the logs are equal, for who comes from an epoch.
+    pub(super) fn decide(&self, bound: impl Fn(Epoch) -> Bound) -> Start {
+        let start = match (self.own, self.committed) {
+            (Some(own), committed) => own.start(committed, self.range, bound),
+            (None, Some(committed)) => committed.start(bound),
+            (None, None) => {
+                return self.by_policy("the group has no committed offset on this cluster");
+            }
+        };
+        match start {
+            Start::At { offset, .. } if self.verify => match self.range {
+                None => Start::NeedRange,
+                Some((low, high)) if (low..=high).contains(&offset) => start,
+                Some((low, high)) => self.by_policy(&format!(
+                    "offset {offset} is out of range, the log holds {low} to {high}"
+                )),
+            },
+            other => other,
+        }
+    }
+
+    fn by_policy(&self, what: &str) -> Start {
+        let at = |offset| Start::At {
+            offset,
+            reason: StartReason::Policy,
+        };
+        match (self.policy, self.range) {
+            (MissingOffset::Error, _) => Start::Hold {
+                reason: format!(
+                    "{what}; it is looked for again until it is there, or choose on_missing_offset(Earliest or Latest)"
+                ),
+            },
+            (_, None) => Start::NeedRange,
+            (MissingOffset::Earliest, Some((low, _))) => at(low),
+            (MissingOffset::Latest, Some((_, high))) => at(high),
+        }
+    }
+}
+
+impl Own {
+    fn start(
+        self,
+        committed: Option<Committed>,
+        range: Option<(i64, i64)>,
+        bound: impl Fn(Epoch) -> Bound,
+    ) -> Start {
+        let mirrored = match (self.same_cluster, bound(self.from)) {
+            (true, _) => self.next,
+            (false, Bound::Below(offset)) => offset,
+            (false, Bound::Pending) => {
+                return Start::Hold {
+                    reason: "the handoff of the flip is being read".to_owned(),
+                };
+            }
+            (false, Bound::Unknown) => match range {
+                Some((_, high)) => high,
+                None => return Start::NeedRange,
+            },
+        };
+        // A commit made after the flip: another member has been reading here meanwhile.
+        if let Some(newer) = committed.filter(|c| c.epoch.is_some_and(|epoch| epoch > self.from))
+            && newer.offset > self.next.min(mirrored)
+        {
+            return Start::At {
+                offset: newer.offset,
+                reason: StartReason::Committed,
+            };
+        }
+        if self.next <= mirrored {
+            return Start::At {
+                offset: self.next,
+                reason: StartReason::OwnPosition,
+            };
+        }
+        Start::At {
+            offset: mirrored,
+            reason: match bound(self.from) {
+                Bound::Below(_) => StartReason::Handoff,
+                _ => StartReason::LogEnd,
+            },
+        }
+    }
+}
+
+impl Committed {
+    fn start(self, bound: impl Fn(Epoch) -> Bound) -> Start {
+        let offset = match self.epoch.map(bound) {
+            // Committed before a flip, for records that the flip has lost.
+            Some(Bound::Below(mirrored)) => self.offset.min(mirrored),
+            _ => self.offset,
+        };
+        Start::At {
+            offset,
+            reason: if offset < self.offset {
+                StartReason::Handoff
+            } else {
+                StartReason::Committed
+            },
+        }
+    }
+}
+
+/// Metadata of a commit under `epoch`.
+pub(super) fn label(epoch: Epoch) -> String {
+    format!("{LABEL}{}", epoch.0)
+}
+
+/// The epoch in the metadata of a commit; `None` if the wrapper did not write it.
+pub(super) fn labelled_epoch(metadata: &[u8]) -> Option<Epoch> {
+    let rest = std::str::from_utf8(metadata).ok()?.strip_prefix(LABEL)?;
+    rest.split(' ').next()?.parse().ok().map(Epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(own: Option<i64>, committed: Option<(i64, Option<u64>)>) -> Known {
+        Known {
+            own: own.map(|next| Own {
+                next,
+                from: Epoch(4),
+                same_cluster: false,
+            }),
+            committed: committed.map(|(offset, epoch)| Committed {
+                offset,
+                epoch: epoch.map(Epoch),
+            }),
+            range: None,
+            verify: false,
+            policy: MissingOffset::Error,
+        }
+    }
+
+    fn at(offset: i64, reason: StartReason) -> Start {
+        Start::At { offset, reason }
+    }
+
+    #[test]
+    fn own_position_is_limited_by_the_handoff() {
+        let below = |b| move |_| Bound::Below(b);
+        assert_eq!(
+            known(Some(7), Some((5, None))).decide(below(9)),
+            at(7, StartReason::OwnPosition)
+        );
+        assert_eq!(
+            known(Some(7), Some((5, None))).decide(below(6)),
+            at(6, StartReason::Handoff)
+        );
+        assert_eq!(
+            known(Some(7), None).decide(below(7)),
+            at(7, StartReason::OwnPosition)
+        );
+        // A stale commit from an earlier stay on this cluster must not win.
+        assert_eq!(
+            known(Some(7), Some((50, Some(4)))).decide(below(9)),
+            at(7, StartReason::OwnPosition)
+        );
+        // One made after the flip does.
+        assert_eq!(
+            known(Some(7), Some((50, Some(5)))).decide(below(9)),
+            at(50, StartReason::Committed)
+        );
+    }
+
+    #[test]
+    fn without_a_handoff_the_log_end_limits() {
+        let mut k = known(Some(7), None);
+        assert_eq!(k.decide(|_| Bound::Unknown), Start::NeedRange);
+        k.range = Some((0, 5));
+        assert_eq!(k.decide(|_| Bound::Unknown), at(5, StartReason::LogEnd));
+        k.range = Some((0, 20));
+        assert_eq!(
+            k.decide(|_| Bound::Unknown),
+            at(7, StartReason::OwnPosition)
+        );
+        assert!(matches!(k.decide(|_| Bound::Pending), Start::Hold { .. }));
+        // The same cluster needs none of it.
+        if let Some(own) = &mut k.own {
+            own.same_cluster = true;
+        }
+        assert_eq!(
+            k.decide(|_| Bound::Pending),
+            at(7, StartReason::OwnPosition)
+        );
+    }
+
+    #[test]
+    fn committed_offsets_and_the_policy() {
+        assert_eq!(
+            known(None, Some((5, None))).decide(|_| Bound::Below(2)),
+            at(5, StartReason::Committed)
+        );
+        assert_eq!(
+            known(None, Some((5, Some(3)))).decide(|_| Bound::Below(2)),
+            at(2, StartReason::Handoff)
+        );
+        let mut k = known(None, None);
+        assert!(matches!(k.decide(|_| Bound::Unknown), Start::Hold { .. }));
+        k.policy = MissingOffset::Earliest;
+        assert_eq!(k.decide(|_| Bound::Unknown), Start::NeedRange);
+        k.range = Some((3, 9));
+        assert_eq!(k.decide(|_| Bound::Unknown), at(3, StartReason::Policy));
+        k.policy = MissingOffset::Latest;
+        assert_eq!(k.decide(|_| Bound::Unknown), at(9, StartReason::Policy));
+    }
+
+    #[test]
+    fn an_offset_out_of_range_is_held_or_left_to_the_policy() {
+        let mut k = known(None, Some((5, None)));
+        k.verify = true;
+        assert_eq!(k.decide(|_| Bound::Unknown), Start::NeedRange);
+        k.range = Some((8, 12));
+        assert!(matches!(k.decide(|_| Bound::Unknown), Start::Hold { .. }));
+        k.policy = MissingOffset::Earliest;
+        assert_eq!(k.decide(|_| Bound::Unknown), at(8, StartReason::Policy));
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(labelled_epoch(label(Epoch(17)).as_bytes()), Some(Epoch(17)));
+        assert_eq!(
+            labelled_epoch(b"standfast-1 epoch=3 window=abc"),
+            Some(Epoch(3))
+        );
+        for foreign in [
+            &b""[..],
+            b"offset by hand",
+            b"standfast-1 epoch=",
+            b"\xff\xfe",
+        ] {
+            assert_eq!(labelled_epoch(foreign), None);
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! One generation of a consumer: an rdkafka client of one cluster on a thread of its own.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::ConsumerShared;
+use super::assignment::Assignment;
+use super::mailbox::Item;
+use super::message::{Message, Source};
+use crate::client_config::{self, Role};
+use crate::client_log::ClientLog;
+use crate::connect::Connect;
+use crate::error::{Error, Result};
+use crate::event::FleetEvent;
+use crate::stats::add;
+use crate::target::Target;
+use crate::{ffi, reaper};
+
+/// Longest wait for a record; also what stopping the thread may take.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Records moved to the mailbox at once.
+const BATCH: usize = 256;
+
+/// How long the application may leave the mailbox full before the partitions are paused. Until then polling waits;
+/// afterwards it goes on, so that the group sees a live member (`max.poll.interval.ms`).
+const PAUSE_AFTER: Duration = Duration::from_millis(500);
+
+/// One wait for room in the mailbox.
+const ROOM: Duration = Duration::from_millis(50);
+
+/// How long the last commit of a closing consumer may take.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
+
+/// How long an old client may take to find out whether its coordinator is alive.
+const COORDINATOR: Duration = Duration::from_millis(500);
+
+/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// What the worker tells the driver.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) cluster_id: String,
+}
+
+/// How the worker ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Stopped,
+    /// librdkafka's fatal error.
+    Broken(String),
+}
+
+/// A generation's worker, before its thread runs.
+pub(super) struct Worker {
+    pub(super) shared: Arc<ConsumerShared>,
+    pub(super) target: Arc<Target>,
+    pub(super) generation: u64,
+    pub(super) stop: CancellationToken,
+    pub(super) ready: oneshot::Sender<Ready>,
+}
+
+impl Worker {
+    /// Connects, takes over from the previous generation, reads until stopped. Blocks.
+    pub(super) fn run(self) -> Ended {
+        let Self {
+            shared,
+            target,
+            generation,
+            stop,
+            ready,
+        } = self;
+        let connect = Connect {
+            fleet: Arc::clone(&shared.fleet),
+            client: shared.name.clone(),
+            target: Arc::clone(&target),
+            cancel: stop.clone(),
+        };
+        let connected = connect.run(
+            || make(&shared, &target, generation),
+            |consumer, timeout| {
+                // Serves librdkafka's log lines, which would pile up otherwise.
+                while consumer.poll(Duration::ZERO).is_some() {}
+                consumer.client().fetch_cluster_id(timeout)
+            },
+            |consumer| retire(consumer, TopicPartitionList::new()),
+        );
+        let Some((consumer, cluster_id)) = connected else {
+            return Ended::Stopped;
+        };
+        if stop.is_cancelled() || !shared.take_over(generation, &target, &cluster_id) {
+            retire(consumer, TopicPartitionList::new());
+            return Ended::Stopped;
+        }
+        report_ready(&shared, &target, &cluster_id);
+        let _ = ready.send(Ready { cluster_id });
+        Loop {
+            consumer,
+            shared,
+            target,
+            stop,
+            batch: VecDeque::with_capacity(BATCH),
+            commit_at: Instant::now(),
+            full_since: None,
+        }
+        .run()
+    }
+}
+
+fn report_ready(shared: &ConsumerShared, target: &Target, cluster_id: &str) {
+    let after = target.since.elapsed();
+    tracing::info!(
+        client = shared.name.as_str(), cluster = %target.cluster, cluster_id, epoch = %target.epoch, ?after,
+        "consumer works on the active cluster"
+    );
+    shared.fleet.emit(FleetEvent::ClientReady {
+        client: shared.name.clone(),
+        epoch: target.epoch,
+        cluster: target.cluster.clone(),
+        cluster_id: cluster_id.to_owned(),
+        after,
+    });
+}
+
+fn make(
+    shared: &Arc<ConsumerShared>,
+    target: &Target,
+    generation: u64,
+) -> Result<BaseConsumer<WorkerContext>> {
+    let role = Role::Consumer {
+        group: shared.group.clone(),
+    };
+    let config = client_config::for_target(&role, &shared.properties, target)?;
+    let context = WorkerContext {
+        shared: Arc::clone(shared),
+        source: Arc::new(Source {
+            generation,
+            epoch: target.epoch,
+            cluster: target.cluster.clone(),
+        }),
+        log: ClientLog::new(shared.name.clone(), target.cluster.clone()),
+        state: Mutex::new(Assignment::default()),
+    };
+    BaseConsumer::from_config_and_context(&config, context).map_err(|error| Error::Configuration {
+        reason: error.to_string(),
+    })
+}
+
+struct Loop {
+    consumer: BaseConsumer<WorkerContext>,
+    shared: Arc<ConsumerShared>,
+    target: Arc<Target>,
+    stop: CancellationToken,
+    batch: VecDeque<Item>,
+    commit_at: Instant,
+    full_since: Option<Instant>,
+}
+
+impl Loop {
+    fn run(mut self) -> Ended {
+        let topics: Vec<&str> = self.shared.topics.iter().map(String::as_str).collect();
+        let mut ended = None;
+        if let Err(error) = self.consumer.subscribe(&topics) {
+            ended = Some(Ended::Broken(error.to_string()));
+        }
+        while ended.is_none() && !self.stop.is_cancelled() {
+            ended = self.round();
+        }
+        if self.shared.is_closing() {
+            self.commit_finally();
+        }
+        let owned = self.consumer.context().state().running_list();
+        retire(self.consumer, owned);
+        ended.unwrap_or(Ended::Stopped)
+    }
+
+    fn round(&mut self) -> Option<Ended> {
+        let wait = if self.batch.is_empty() {
+            POLL
+        } else {
+            Duration::ZERO
+        };
+        let mut polled = self.poll_one(wait);
+        while let Ok(true) = polled
+            && self.batch.len() < BATCH
+        {
+            polled = self.poll_one(Duration::ZERO);
+        }
+        if let Err(ended) = polled {
+            return Some(ended);
+        }
+        self.deliver();
+        self.keep_house();
+        None
+    }
+
+    /// Reads one record into the batch. `Ok(false)`: there was none.
+    fn poll_one(&mut self, wait: Duration) -> Result<bool, Ended> {
+        match self.consumer.poll(wait) {
+            None => Ok(false),
+            Some(Ok(message)) => {
+                let context = self.consumer.context();
+                let mut state = context.state();
+                if let Some(partition) =
+                    state.read(message.topic(), message.partition(), message.offset())
+                {
+                    let copy = Message::copy(
+                        &message,
+                        partition,
+                        &context.source,
+                        self.shared.show_id_header,
+                    );
+                    self.batch.push_back(Item::Record {
+                        partition: Arc::clone(partition),
+                        message: copy,
+                    });
+                } else {
+                    add(&self.shared.fleet.counters.records_discarded, 1);
+                }
+                Ok(true)
+            }
+            Some(Err(error)) => self.poll_failed(error).map(|()| true),
+        }
+    }
+
+    fn poll_failed(&mut self, error: KafkaError) -> Result<(), Ended> {
+        use RDKafkaErrorCode as Code;
+        if let KafkaError::MessageConsumptionFatal(code) = error {
+            return Err(Ended::Broken(code.to_string()));
+        }
+        match error.rdkafka_error_code() {
+            Some(Code::Fatal) => return Err(Ended::Broken(error.to_string())),
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
+                self.consumer
+                    .context()
+                    .state()
+                    .check_positions(&self.consumer);
+            }
+            // Things that the application can do something about.
+            Some(
+                Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::InvalidTopic
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::InvalidGroupId
+                | Code::InconsistentGroupProtocol,
+            ) => self.batch.push_back(Item::Failure(Error::Consume {
+                group: self.shared.group.clone(),
+                cluster: self.target.cluster.clone(),
+                reason: Box::new(error),
+            })),
+            // Lost connections and the like: librdkafka tries again, `error()` has logged it.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Moves the batch to the application. Waits a little if there is no room, then pauses the partitions.
+    fn deliver(&mut self) {
+        if self.shared.mailbox.fill(&mut self.batch) {
+            if self.full_since.take().is_some() && self.consumer.context().state().paused {
+                self.consumer
+                    .context()
+                    .state()
+                    .set_paused(&self.consumer, false);
+            }
+            return;
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if self.shared.mailbox.wait_for_room(ROOM) || since.elapsed() < PAUSE_AFTER {
+            return;
+        }
+        let mut state = self.consumer.context().state();
+        if !state.paused {
+            state.set_paused(&self.consumer, true);
+        }
+    }
+
+    fn keep_house(&mut self) {
+        let mut state = self.consumer.context().state();
+        state.retry_held(&self.consumer);
+        if Instant::now() >= self.commit_at {
+            self.commit_at = Instant::now() + self.shared.commit_interval;
+            state.commit(&self.consumer);
+        }
+        drop(state);
+        self.apply_new_login();
+    }
+
+    fn apply_new_login(&mut self) {
+        let Some(target) = self.shared.target() else {
+            return;
+        };
+        if Arc::ptr_eq(&target, &self.target) || !target.same_client(&self.target) {
+            return;
+        }
+        if let Some((username, password, version)) = target.new_login(&self.target) {
+            let client = self.shared.name.clone();
+            match ffi::set_sasl_credentials(self.consumer.client(), username, password) {
+                Ok(()) => {
+                    tracing::info!(client = client.as_str(), cluster = %target.cluster, version, "new credentials are in use");
+                    self.shared.fleet.emit(FleetEvent::CredentialsApplied {
+                        client,
+                        cluster: target.cluster.clone(),
+                        version,
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(client = client.as_str(), cluster = %target.cluster, error, "new credentials were refused");
+                }
+            }
+        }
+        self.target = target;
+    }
+
+    /// Commits what was acknowledged, for a bounded time.
+    fn commit_finally(&self) {
+        let context = self.consumer.context();
+        let before = context.shared.commit_answers();
+        if !context.state().commit(&self.consumer) {
+            return;
+        }
+        let until = Instant::now() + LAST_COMMIT;
+        while context.shared.commit_answers() == before && Instant::now() < until {
+            // Records that come now were never acknowledged and are read again by whoever comes next.
+            drop(self.consumer.poll(Duration::from_millis(20)));
+        }
+    }
+}
+
+/// Sends an old client to the reaper. Never blocks.
+fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
+    let context = Arc::clone(consumer.context());
+    let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
+    let events = context.shared.fleet.events.clone();
+    drop(context);
+    let started = Instant::now();
+    reaper::retire(
+        client.clone().as_str(),
+        Box::new(move || {
+            take_down(consumer, owned);
+            let took = started.elapsed();
+            let _ = events.send(FleetEvent::ClientRetired {
+                client,
+                cluster,
+                took,
+            });
+        }),
+    );
+}
+
+/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
+/// destroys the client without the close protocol, which has no deadline.
+///
+/// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
+/// coordinator that is gone (fixed in 2.14.2).
+fn take_down(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
+    let is_member = owned.count() > 0;
+    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
+        consumer.unsubscribe();
+        let until = Instant::now() + LEAVE;
+        while Instant::now() < until {
+            drop(consumer.poll(Duration::from_millis(50)));
+        }
+    }
+    ffi::destroy_without_close(consumer);
+}
+
+/// Receives librdkafka's events for one generation. They come on the thread that polls.
+pub(super) struct WorkerContext {
+    // No cycle: the worker's thread owns the client.
+    pub(super) shared: Arc<ConsumerShared>,
+    pub(super) source: Arc<Source>,
+    pub(super) log: ClientLog,
+    state: Mutex<Assignment>,
+}
+
+impl WorkerContext {
+    pub(super) fn state(&self) -> MutexGuard<'_, Assignment> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for WorkerContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.line(level, facility, message);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(&error, reason);
+    }
+}
+
+impl ConsumerContext for WorkerContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let partitions: Vec<_> = ffi::committed_offsets(list)
+            .into_iter()
+            .map(|entry| (entry.topic, entry.partition))
+            .collect();
+        let mut state = self.state();
+        match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                state.assign(consumer, partitions)
+            }
+            _ => state.revoke(consumer, &partitions),
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        let counters = &self.shared.fleet.counters;
+        match result {
+            Ok(()) => add(&counters.commits, 1),
+            // Nothing to commit, librdkafka's way of saying so.
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => {
+                add(&counters.commits_failed, 1);
+                self.log.error(
+                    &error,
+                    "offsets could not be committed, the next commit covers them",
+                );
+                self.state().forget_commits();
+            }
+        }
+        self.shared.commit_answers.fetch_add(1, Relaxed);
+    }
+}
+
+/// Runs a worker on its own thread.
+pub(super) fn spawn(worker: Worker, ended: oneshot::Sender<Ended>) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name("standfast-consume".to_owned())
+        .spawn(move || {
+            let _ = ended.send(worker.run());
+        })
+        .map(|_detached| ())
+}

@@ -1,0 +1,96 @@
+//! What can go wrong, told to the person who has to act on it.
+
+use std::time::Duration;
+
+use standfast_discovery::ClusterName;
+
+/// An error of the wrapper. Secrets never appear in it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error("configuration: {reason}")]
+    Configuration {
+        /// What is wrong and where.
+        reason: String,
+    },
+    /// A librdkafka property that the wrapper sets itself, or that would break its promises.
+    #[error("property {name:?} cannot be set: {reason}")]
+    RefusedProperty {
+        /// The property.
+        name: String,
+        /// Why it is refused and what to use instead.
+        reason: &'static str,
+    },
+    /// Discovery gave no record of the fleet in time.
+    #[error(
+        "no record of fleet {fleet:?} within {waited:?}: {detail}; create it with `standfast fleet init`, or check the \
+         discovery backend"
+    )]
+    NoRecord {
+        /// The fleet asked for.
+        fleet: String,
+        /// How long was waited.
+        waited: Duration,
+        /// The last error of discovery, or what was missing.
+        detail: String,
+    },
+    /// A record larger than the producer's whole buffer.
+    #[error(
+        "a record of {bytes} bytes does not fit into the producer's buffer of {limit} bytes; raise buffer_bytes()"
+    )]
+    RecordTooLarge {
+        /// Size of the record: key, payload and headers.
+        bytes: usize,
+        /// The producer's limit.
+        limit: usize,
+    },
+    /// `try_send` found the buffer full. `send` would have waited.
+    #[error("the producer's buffer is full: {unresolved} records wait for an acknowledgement")]
+    BufferFull {
+        /// Records that wait for an acknowledgement.
+        unresolved: usize,
+    },
+    /// The active cluster, or librdkafka before it, refused this record for good.
+    #[error("cluster {cluster} refused a record for topic {topic:?}: {reason}")]
+    Refused {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The record's topic.
+        topic: String,
+        /// librdkafka's error.
+        reason: Box<rdkafka::error::KafkaError>,
+    },
+    /// `flush` ran out of time; the records are kept and sent on.
+    #[error(
+        "{unresolved} records were not acknowledged within {waited:?}; they are kept and sent on"
+    )]
+    FlushTimeout {
+        /// Records that wait for an acknowledgement.
+        unresolved: usize,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The producer or consumer was closed. A record that was waiting may or may not have reached the cluster.
+    #[error("the client was closed before the cluster answered")]
+    Closed,
+    /// The consumer got an error that concerns the application, for example a missing topic or a missing right.
+    #[error("consumer of group {group:?} on cluster {cluster}: {reason}")]
+    Consume {
+        /// The consumer group.
+        group: String,
+        /// The cluster.
+        cluster: ClusterName,
+        /// librdkafka's error.
+        reason: Box<rdkafka::error::KafkaError>,
+    },
+    /// Discovery could not be set up.
+    #[error("discovery: {0}")]
+    Discovery(String),
+    /// Secrets could not be set up.
+    #[error("secrets: {0}")]
+    Secrets(String),
+}
+
+/// `Result` with the wrapper's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,231 @@
+//! The fleet as the application sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use standfast_discovery::{Discovery, DiscoveryOptions, FleetName, FleetView, FleetWatchHandle};
+use standfast_secrets::{Secrets, SecretsHandle, SecretsOptions};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::conductor::Conductor;
+use crate::config::FleetOptions;
+use crate::consumer::ConsumerBuilder;
+use crate::error::{Error, Result};
+use crate::event::{ClientName, EVENT_BUFFER, FleetEvent};
+use crate::producer::ProducerBuilder;
+use crate::stats::{Counters, Stats};
+use crate::target::Target;
+
+/// How long [`Fleet::connect`] waits for the fleet's record and the active cluster's credentials, by default.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A fleet: Kafka clusters that stand in for one another. Watches discovery and secrets, and makes producers and
+/// consumers that move to whichever cluster is active. Cheap to clone; the watches end with the last clone and the last
+/// producer and consumer.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    shared: Arc<FleetShared>,
+}
+
+/// What the producers and consumers of a fleet share.
+#[derive(Debug)]
+pub(crate) struct FleetShared {
+    pub(crate) name: FleetName,
+    pub(crate) targets: watch::Receiver<Option<Arc<Target>>>,
+    pub(crate) counters: Counters,
+    pub(crate) events: broadcast::Sender<FleetEvent>,
+    view: FleetWatchHandle,
+    client_number: AtomicU64,
+    shutdown: CancellationToken,
+}
+
+impl Fleet {
+    /// Connects to a fleet, configured by the environment and the file it names: see [`FleetOptions::from_env`].
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], [`Error::NoRecord`].
+    pub async fn connect(name: &str) -> Result<Self> {
+        FleetOptions::from_env()?.builder(name).build().await
+    }
+
+    /// Connects to a fleet with explicit options.
+    pub fn builder(name: impl Into<String>) -> FleetBuilder {
+        FleetBuilder {
+            name: name.into(),
+            discovery: None,
+            secrets: SecretsOptions::None,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        }
+    }
+
+    /// The fleet's name.
+    pub fn name(&self) -> &FleetName {
+        &self.shared.name
+    }
+
+    /// A producer that follows the active cluster.
+    pub fn producer(&self) -> ProducerBuilder {
+        ProducerBuilder::new(Arc::clone(&self.shared))
+    }
+
+    /// A consumer of `group` that follows the active cluster.
+    pub fn consumer(&self, group: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(Arc::clone(&self.shared), group.into())
+    }
+
+    /// What discovery knows: the record with the highest epoch seen, and whether it is live.
+    pub fn view(&self) -> FleetView {
+        self.shared.view.borrow()
+    }
+
+    /// Events from now on. A subscriber that falls behind by more than [`EVENT_BUFFER`] loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Counters over all producers and consumers of this fleet.
+    pub fn snapshot(&self) -> Stats {
+        self.shared.counters.snapshot()
+    }
+}
+
+impl FleetShared {
+    pub(crate) fn emit(&self, event: FleetEvent) {
+        // No subscriber is no fault.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn client_name(&self, kind: &str) -> ClientName {
+        let number = self.client_number.fetch_add(1, Relaxed) + 1;
+        ClientName::new(format!("{kind}-{number}"))
+    }
+}
+
+impl Drop for FleetShared {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Options of a [`Fleet`], before it is connected.
+#[derive(Debug)]
+#[must_use]
+pub struct FleetBuilder {
+    name: String,
+    discovery: Option<DiscoveryOptions>,
+    secrets: SecretsOptions,
+    connect_timeout: Duration,
+}
+
+impl FleetBuilder {
+    /// Where the fleet record is kept. Needed.
+    pub fn discovery(mut self, options: DiscoveryOptions) -> Self {
+        self.discovery = Some(options);
+        self
+    }
+
+    /// Where credentials are kept. Without it, clusters must need none.
+    pub fn secrets(mut self, options: SecretsOptions) -> Self {
+        self.secrets = options;
+        self
+    }
+
+    /// How long [`build`](Self::build) waits for the record and the active cluster's credentials; default
+    /// [`DEFAULT_CONNECT_TIMEOUT`]. The cluster itself is not waited for.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Starts the watches and waits until the active cluster is known.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], [`Error::Discovery`], [`Error::Secrets`] for unusable options, [`Error::NoRecord`] if
+    /// the record or the credentials of the active cluster did not come in time.
+    pub async fn build(self) -> Result<Fleet> {
+        let name = FleetName::new(self.name).map_err(|error| Error::Configuration {
+            reason: error.to_string(),
+        })?;
+        let Some(discovery) = self.discovery else {
+            return Err(Error::Configuration {
+                reason: "no discovery backend: call discovery(), or set STANDFAST_DISCOVERY_DIR or STANDFAST_CONSUL_ADDR"
+                    .to_owned(),
+            });
+        };
+        let discovery =
+            Discovery::new(discovery).map_err(|error| Error::Discovery(error.to_string()))?;
+        let secrets =
+            Secrets::new(self.secrets).map_err(|error| Error::Secrets(error.to_string()))?;
+
+        let shutdown = CancellationToken::new();
+        let stop_on_error = shutdown.clone().drop_guard();
+        let (record_watch, view) = discovery.watch(name.clone());
+        tokio::spawn(record_watch.run(shutdown.clone()));
+        let (secrets_watch, credentials) = secrets.watch(Vec::new());
+        tokio::spawn(secrets_watch.run(shutdown.clone()));
+
+        let (publish, targets) = watch::channel(None);
+        let (events, _) = broadcast::channel(EVENT_BUFFER);
+        let shared = Arc::new(FleetShared {
+            name: name.clone(),
+            targets: targets.clone(),
+            counters: Counters::default(),
+            events,
+            view: view.clone(),
+            client_number: AtomicU64::new(0),
+            shutdown: shutdown.clone(),
+        });
+        let conductor = Conductor::new(
+            &shared,
+            discovery,
+            view.clone(),
+            credentials.clone(),
+            publish,
+        );
+        tokio::spawn(conductor.run(shutdown));
+
+        wait_for_target(targets, self.connect_timeout, &name, &view, &credentials).await?;
+        // From here on `FleetShared::drop` ends the watches.
+        stop_on_error.disarm();
+        Ok(Fleet { shared })
+    }
+}
+
+async fn wait_for_target(
+    mut targets: watch::Receiver<Option<Arc<Target>>>,
+    timeout: Duration,
+    fleet: &FleetName,
+    view: &FleetWatchHandle,
+    credentials: &SecretsHandle,
+) -> Result<()> {
+    if let Ok(Ok(_)) = tokio::time::timeout(timeout, targets.wait_for(Option::is_some)).await {
+        return Ok(());
+    }
+    let view = view.borrow();
+    let detail = match (&view.record, view.last_error) {
+        (Some(record), _) => {
+            let status = credentials.status();
+            let errors: Vec<_> = status
+                .secrets
+                .iter()
+                .filter_map(|(path, secret)| {
+                    Some(format!("{path}: {}", secret.last_error.as_ref()?))
+                })
+                .collect();
+            format!(
+                "the credentials of its active cluster {} are not known ({})",
+                record.active,
+                errors.join("; ")
+            )
+        }
+        (None, Some(error)) => error,
+        (None, None) => "discovery holds none".to_owned(),
+    };
+    Err(Error::NoRecord {
+        fleet: fleet.to_string(),
+        waited: timeout,
+        detail,
+    })
+}

@@ -1,0 +1,444 @@
+//! A producer that follows the active cluster.
+
+mod client;
+mod driver;
+mod log;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use standfast_discovery::Epoch;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use self::driver::Driver;
+use self::log::{Gate, Handed, SendLog};
+use crate::client_config::{self, Properties, Role};
+use crate::error::{Error, Result};
+use crate::event::ClientName;
+use crate::fleet::FleetShared;
+use crate::record::{Delivery, Record, RecordId};
+use crate::stats::add;
+
+/// Bytes of unacknowledged records that a producer holds, by default, before `send` waits.
+pub const DEFAULT_BUFFER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Unacknowledged records that a producer holds, by default, before `send` waits.
+pub const DEFAULT_BUFFER_RECORDS: usize = 100_000;
+
+/// Records handed to librdkafka per hold of the lock by a send or a delivery report.
+const BURST: usize = 64;
+
+/// Options of a [`FailoverProducer`].
+#[derive(Debug)]
+#[must_use]
+pub struct ProducerBuilder {
+    fleet: Arc<FleetShared>,
+    properties: Properties,
+    buffer_bytes: usize,
+    buffer_records: usize,
+}
+
+impl ProducerBuilder {
+    pub(crate) fn new(fleet: Arc<FleetShared>) -> Self {
+        Self {
+            fleet,
+            properties: Properties::new(),
+            buffer_bytes: DEFAULT_BUFFER_BYTES,
+            buffer_records: DEFAULT_BUFFER_RECORDS,
+        }
+    }
+
+    /// Sets a librdkafka property, for example `linger.ms` or `compression.type`. Those that the wrapper needs for
+    /// itself are refused by [`build`](Self::build), with the reason.
+    pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.properties.insert(name.into(), value.into());
+        self
+    }
+
+    /// Bytes of unacknowledged records before `send` waits; default [`DEFAULT_BUFFER_BYTES`].
+    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
+        self.buffer_bytes = bytes;
+        self
+    }
+
+    /// Unacknowledged records before `send` waits; default [`DEFAULT_BUFFER_RECORDS`].
+    pub fn buffer_records(mut self, records: usize) -> Self {
+        self.buffer_records = records;
+        self
+    }
+
+    /// Starts the producer. It does not wait for the cluster: records that are sent meanwhile wait in the buffer.
+    ///
+    /// # Errors
+    /// [`Error::RefusedProperty`], [`Error::Configuration`].
+    // Async to leave room for work that must be done before the first record.
+    #[allow(clippy::unused_async)]
+    pub async fn build(self) -> Result<FailoverProducer> {
+        client_config::check(&Role::Producer, &self.properties)?;
+        let records = self.buffer_records.clamp(1, Semaphore::MAX_PERMITS);
+        // `acquire_many` counts in u32.
+        let bytes = self
+            .buffer_bytes
+            .clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let shared = Arc::new(ProducerShared {
+            name: self.fleet.client_name("producer"),
+            fleet: self.fleet,
+            instance: Uuid::new_v4(),
+            properties: self.properties,
+            log: Mutex::new(SendLog::new()),
+            records: Arc::new(Semaphore::new(records)),
+            bytes: Arc::new(Semaphore::new(bytes)),
+            byte_limit: bytes,
+            epoch: AtomicU64::new(0),
+            generations: AtomicU64::new(0),
+            resolved: Notify::new(),
+            flushers: AtomicUsize::new(0),
+            broken: watch::Sender::new((0, String::new())),
+        });
+        let shutdown = CancellationToken::new();
+        tokio::spawn(Driver::new(Arc::clone(&shared)).run(shutdown.clone()));
+        Ok(FailoverProducer {
+            shared,
+            _shutdown: Arc::new(shutdown.drop_guard()),
+        })
+    }
+}
+
+/// A producer that follows the active cluster. Cheap to clone; closed with the last clone.
+///
+/// A send resolves when the cluster that is active *now* has acknowledged the record. What is unacknowledged when
+/// the active cluster changes is sent to the new one, in the order in which it was given, ahead of new records. The
+/// order per key and per partition therefore holds across a failover. A record that the old cluster had stored without its
+/// acknowledgement getting through may stand in the log twice; both have the same [`RecordId`].
+///
+/// While the fleet is fenced (planned switchover) sends wait.
+#[derive(Debug, Clone)]
+pub struct FailoverProducer {
+    shared: Arc<ProducerShared>,
+    _shutdown: Arc<DropGuard>,
+}
+
+impl FailoverProducer {
+    /// Sends a record and waits for the acknowledgement; first for room in the buffer, if it is full.
+    ///
+    /// There is no time limit: put `tokio::time::timeout` around it if you need one. A record whose send is dropped
+    /// after it got into the buffer is sent all the same.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the cluster will never take this record, [`Error::RecordTooLarge`], [`Error::Closed`].
+    pub async fn send(&self, record: Record) -> Result<Delivery> {
+        self.enqueue(record).await?.await
+    }
+
+    /// Puts a record into the buffer, waiting for room, and returns the future of its acknowledgement. The order of
+    /// `enqueue` calls is the order in the log.
+    ///
+    /// # Errors
+    /// [`Error::RecordTooLarge`], [`Error::Closed`].
+    pub async fn enqueue(&self, record: Record) -> Result<DeliveryFuture> {
+        let bytes = self.shared.permits_for(&record)?;
+        let closed = |_| Error::Closed;
+        let count = Arc::clone(&self.shared.records)
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
+        let room = Arc::clone(&self.shared.bytes)
+            .acquire_many_owned(bytes)
+            .await
+            .map_err(closed)?;
+        self.shared.admit(record, (count, room))
+    }
+
+    /// Puts a record into the buffer if there is room.
+    ///
+    /// # Errors
+    /// [`Error::BufferFull`], [`Error::RecordTooLarge`], [`Error::Closed`].
+    pub fn try_send(&self, record: Record) -> Result<DeliveryFuture> {
+        let bytes = self.shared.permits_for(&record)?;
+        let refused = |error| match error {
+            TryAcquireError::Closed => Error::Closed,
+            TryAcquireError::NoPermits => Error::BufferFull {
+                unresolved: self.unresolved(),
+            },
+        };
+        let count = Arc::clone(&self.shared.records)
+            .try_acquire_owned()
+            .map_err(refused)?;
+        let room = Arc::clone(&self.shared.bytes)
+            .try_acquire_many_owned(bytes)
+            .map_err(refused)?;
+        self.shared.admit(record, (count, room))
+    }
+
+    /// Waits until every record given so far is acknowledged or refused.
+    ///
+    /// # Errors
+    /// [`Error::FlushTimeout`]; the records are kept and sent on.
+    pub async fn flush(&self, timeout: Duration) -> Result<()> {
+        let end = self.shared.lock().end();
+        if tokio::time::timeout(timeout, self.shared.resolved_up_to(end))
+            .await
+            .is_ok()
+        {
+            return Ok(());
+        }
+        Err(Error::FlushTimeout {
+            unresolved: self.unresolved(),
+            waited: timeout,
+        })
+    }
+
+    /// Records that wait for an acknowledgement.
+    pub fn unresolved(&self) -> usize {
+        self.shared.lock().unresolved()
+    }
+
+    /// The id of this producer instance: the first half of its records' [`RecordId`]s.
+    pub fn instance(&self) -> Uuid {
+        self.shared.instance
+    }
+}
+
+/// The acknowledgement of a record, to come. Dropping it does not take the record back.
+#[derive(Debug)]
+pub struct DeliveryFuture {
+    answer: oneshot::Receiver<Result<Delivery>>,
+    id: RecordId,
+}
+
+impl DeliveryFuture {
+    /// The record's id.
+    pub fn id(&self) -> RecordId {
+        self.id
+    }
+}
+
+impl Future for DeliveryFuture {
+    type Output = Result<Delivery>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+/// What the application's handles, the driver and the clients' callbacks share.
+#[derive(Debug)]
+pub(crate) struct ProducerShared {
+    fleet: Arc<FleetShared>,
+    name: ClientName,
+    instance: Uuid,
+    properties: Properties,
+    /// Admission, handing on and the swap of clients must see the same order: one lock, never held across an await.
+    log: Mutex<SendLog>,
+    records: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    byte_limit: usize,
+    epoch: AtomicU64,
+    generations: AtomicU64,
+    resolved: Notify,
+    flushers: AtomicUsize,
+    /// The last generation that reported a fatal error, and the error.
+    broken: watch::Sender<(u64, String)>,
+}
+
+impl ProducerShared {
+    fn lock(&self) -> MutexGuard<'_, SendLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn id(&self, sequence: u64) -> RecordId {
+        RecordId {
+            producer: self.instance,
+            sequence,
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Relaxed))
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Relaxed) + 1
+    }
+
+    fn permits_for(&self, record: &Record) -> Result<u32> {
+        let bytes = record.size();
+        match u32::try_from(bytes) {
+            Ok(permits) if bytes <= self.byte_limit => Ok(permits),
+            _ => Err(Error::RecordTooLarge {
+                bytes,
+                limit: self.byte_limit,
+            }),
+        }
+    }
+
+    fn admit(
+        &self,
+        mut record: Record,
+        permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) -> Result<DeliveryFuture> {
+        record.stamp_now();
+        let (completion, answer) = oneshot::channel();
+        let mut log = self.lock();
+        if log.closed {
+            return Err(Error::Closed);
+        }
+        let sequence = log.push(record, completion, permits);
+        add(&self.fleet.counters.records_sent, 1);
+        add(&self.fleet.counters.records_unresolved, 1);
+        self.hand_on_locked(&mut log, BURST);
+        Ok(DeliveryFuture {
+            answer,
+            id: self.id(sequence),
+        })
+    }
+
+    fn hand_on(&self, limit: usize) -> Handed {
+        self.hand_on_locked(&mut self.lock(), limit)
+    }
+
+    fn hand_on_locked(&self, log: &mut SendLog, limit: usize) -> Handed {
+        let (handed, refused) = log.hand_on(limit, |client, sequence, record| {
+            client.hand(self.id(sequence), record)
+        });
+        add(&self.fleet.counters.records_resent, handed.resent);
+        for (sequence, error) in refused {
+            self.resolve_locked(log, sequence, Err(error));
+        }
+        handed
+    }
+
+    fn resolve_locked(&self, log: &mut SendLog, sequence: u64, result: Result<Delivery>) {
+        let counters = &self.fleet.counters;
+        let counter = match result {
+            Ok(_) => &counters.records_acknowledged,
+            Err(_) => &counters.records_refused,
+        };
+        if log.resolve(sequence, result) {
+            add(counter, 1);
+            counters.records_unresolved.fetch_sub(1, Relaxed);
+            if self.flushers.load(Relaxed) > 0 {
+                self.resolved.notify_waiters();
+            }
+        }
+    }
+
+    /// A delivery report of the client of `generation`.
+    fn delivered(&self, generation: u64, sequence: u64, result: Result<Delivery>) {
+        let mut log = self.lock();
+        if log.generation() != generation {
+            if result.is_ok() {
+                add(&self.fleet.counters.late_acknowledgements, 1);
+            }
+            return;
+        }
+        self.resolve_locked(&mut log, sequence, result);
+        self.hand_on_locked(&mut log, BURST);
+    }
+
+    /// The client of `generation` is of no use any more.
+    fn report_broken(&self, generation: u64, reason: &str) {
+        if self.lock().generation() == generation {
+            self.broken.send_replace((generation, reason.to_owned()));
+        }
+    }
+
+    /// Waits until the present client is reported broken; why.
+    async fn broken(&self) -> String {
+        let mut broken = self.broken.subscribe();
+        loop {
+            let (generation, reason) = broken.borrow_and_update().clone();
+            if generation != 0 && generation == self.lock().generation() {
+                return reason;
+            }
+            if broken.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn set_fenced(&self, fenced: bool) {
+        let mut log = self.lock();
+        log.gate = match (std::mem::replace(&mut log.gate, Gate::Closed), fenced) {
+            (Gate::Open(client) | Gate::Fenced(client), true) => Gate::Fenced(client),
+            (Gate::Open(client) | Gate::Fenced(client), false) => Gate::Open(client),
+            (Gate::Closed, _) => Gate::Closed,
+        };
+    }
+
+    /// Stops handing on and lets the present client finish what it has, for a bounded time.
+    async fn drain(&self, limit: Duration) {
+        self.set_fenced(true);
+        let handed = self.lock().handed_up_to();
+        if tokio::time::timeout(limit, self.resolved_up_to(handed))
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                client = self.name.as_str(),
+                ?limit,
+                "old Kafka client did not finish in time, its records are sent again"
+            );
+        }
+    }
+
+    /// Waits until every record before `end` is resolved.
+    async fn resolved_up_to(&self, end: u64) {
+        self.flushers.fetch_add(1, Relaxed);
+        let _leave = Flusher(&self.flushers);
+        loop {
+            let mut progress = std::pin::pin!(self.resolved.notified());
+            // Registered before the look, so that no progress is missed.
+            progress.as_mut().enable();
+            if self.lock().first_unresolved() >= end {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    fn close(&self) {
+        self.records.close();
+        self.bytes.close();
+        let old = {
+            let mut log = self.lock();
+            let unresolved = log.unresolved() as u64;
+            self.fleet
+                .counters
+                .records_unresolved
+                .fetch_sub(unresolved, Relaxed);
+            log.close();
+            log.cut_off()
+        };
+        self.resolved.notify_waiters();
+        if let Some(client) = old {
+            client.retire(self);
+        }
+    }
+}
+
+impl Drop for ProducerShared {
+    fn drop(&mut self) {
+        // The runtime may have been dropped under the driver.
+        self.close();
+    }
+}
+
+struct Flusher<'a>(&'a AtomicUsize);
+
+impl Drop for Flusher<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

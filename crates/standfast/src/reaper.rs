@@ -1,0 +1,93 @@
+//! Takes old clients down in the background.
+//!
+//! Destroying a Kafka client joins its threads and may wait for a cluster that is gone. Nobody awaits that: old clients
+//! go to one named thread, which the process does not join when it ends.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Old clients that may wait to be taken down. One takes well under a second; this is many producers over many flips.
+const MAX_RETIRING: usize = 256;
+
+/// A retirement that takes longer than this is worth a line in the log: twice the wrapper's session timeout.
+const SLOW: Duration = Duration::from_secs(20);
+
+static RETIRING: AtomicU64 = AtomicU64::new(0);
+static ABANDONED: AtomicU64 = AtomicU64::new(0);
+
+/// A client's last act. It may block.
+pub(crate) type Retirement = Box<dyn FnOnce() + Send>;
+
+/// Runs `retirement` on the reaper thread. Never blocks. If the list is full, the client is abandoned with its threads.
+pub(crate) fn retire(client: &str, retirement: Retirement) {
+    static REAPER: OnceLock<Option<SyncSender<Job>>> = OnceLock::new();
+    RETIRING.fetch_add(1, Relaxed);
+    let job = Job {
+        client: client.to_owned(),
+        retirement,
+    };
+    let refused = match REAPER.get_or_init(start) {
+        Some(reaper) => match reaper.try_send(job) {
+            Ok(()) => return,
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+        },
+        None => job,
+    };
+    RETIRING.fetch_sub(1, Relaxed);
+    ABANDONED.fetch_add(1, Relaxed);
+    tracing::error!(
+        client,
+        limit = MAX_RETIRING,
+        "old Kafka client abandoned: too many are being taken down; its threads and memory stay until the process ends"
+    );
+    std::mem::forget(refused);
+}
+
+/// Clients that are being taken down now.
+pub(crate) fn retiring() -> u64 {
+    RETIRING.load(Relaxed)
+}
+
+/// Clients that had to be abandoned.
+pub(crate) fn abandoned() -> u64 {
+    ABANDONED.load(Relaxed)
+}
+
+struct Job {
+    client: String,
+    retirement: Retirement,
+}
+
+fn start() -> Option<SyncSender<Job>> {
+    let (sender, jobs) = sync_channel(MAX_RETIRING);
+    let spawned = thread::Builder::new()
+        .name("standfast-reaper".to_owned())
+        .spawn(move || run(&jobs));
+    match spawned {
+        Ok(_detached) => Some(sender),
+        Err(error) => {
+            tracing::error!(%error, "the thread that takes old Kafka clients down cannot be started");
+            None
+        }
+    }
+}
+
+fn run(jobs: &Receiver<Job>) {
+    while let Ok(Job { client, retirement }) = jobs.recv() {
+        let started = Instant::now();
+        // A panic in one client's destructor must not keep the later ones alive.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(retirement));
+        RETIRING.fetch_sub(1, Relaxed);
+        let took = started.elapsed();
+        if outcome.is_err() {
+            tracing::error!(client, "taking an old Kafka client down panicked");
+        } else if took > SLOW {
+            tracing::warn!(client, ?took, "taking an old Kafka client down was slow");
+        } else {
+            tracing::debug!(client, ?took, "old Kafka client is gone");
+        }
+    }
+}

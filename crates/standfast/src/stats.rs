@@ -1,0 +1,68 @@
+//! Counters as a plain snapshot.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// Counters of one fleet over all its producers and consumers, since [`Fleet`](crate::Fleet) was made.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)+
+            /// Old clients that are being taken down in the background, in the whole process.
+            pub clients_retiring: u64,
+            /// Old clients that could not be taken down because the list of them was full; their threads stay.
+            pub clients_abandoned: u64,
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)+
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats {
+                    $($name: self.$name.load(Relaxed),)+
+                    clients_retiring: crate::reaper::retiring(),
+                    clients_abandoned: crate::reaper::abandoned(),
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Times that discovery named another active cluster.
+    flips,
+    /// Records given to producers.
+    records_sent,
+    /// Records acknowledged by the active cluster.
+    records_acknowledged,
+    /// Records refused for good.
+    records_refused,
+    /// Records handed to librdkafka again after a flip or a rebuilt client.
+    records_resent,
+    /// Acknowledgements that came from a cluster after it had ceased to be the active one; they do not count.
+    late_acknowledgements,
+    /// Records that wait for an acknowledgement now.
+    records_unresolved,
+    /// Records handed to the application.
+    records_consumed,
+    /// Records read ahead and thrown away because the partition had moved to another cluster or member.
+    records_discarded,
+    /// Acks that did not count, because the record does not exist on the present cluster or the partition has gone.
+    acks_ignored,
+    /// Offset commits that were answered without error.
+    commits,
+    /// Offset commits that failed; the next one covers them.
+    commits_failed,
+    /// Clients built anew because of a fatal error.
+    clients_rebuilt,
+    /// Clients refused because their brokers belong to another cluster.
+    wrong_cluster,
+}
+
+pub(crate) fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Relaxed);
+}

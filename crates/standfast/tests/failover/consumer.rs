@@ -1,0 +1,309 @@
+//! The consumer across a flip. Mirroring is imitated by writing the same records to both clusters.
+
+use std::time::{Duration, Instant};
+
+use standfast::{FailoverConsumer, FleetEvent, Message, MissingOffset, StartReason};
+
+use crate::harness::{EAST, SOON, World, event, produce_plain, until};
+
+async fn next(consumer: &mut FailoverConsumer) -> Message {
+    tokio::time::timeout(SOON, consumer.next())
+        .await
+        .expect("in time")
+        .expect("open")
+        .expect("record")
+}
+
+fn payload(message: &Message) -> String {
+    String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned()
+}
+
+fn numbers(range: std::ops::Range<i32>) -> impl Iterator<Item = String> {
+    range.map(|n| n.to_string())
+}
+
+/// The consumer has read to offset 60 of 100 mirrored records. It goes on at 60, exactly.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_goes_on_at_the_own_position() {
+    let mut world = World::start(1).await;
+    for cluster in [&world.west, &world.east] {
+        produce_plain(&cluster.bootstrap(), "orders", 0, numbers(0..100));
+    }
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let mut unacknowledged = Vec::new();
+    for n in 0..60 {
+        let message = next(&mut consumer).await;
+        assert_eq!(message.offset(), n);
+        if n < 50 {
+            consumer.ack(&message).expect("ack");
+        } else {
+            unacknowledged.push(message);
+        }
+    }
+    until("a commit", || fleet.snapshot().commits > 0).await;
+
+    world.west.kill();
+    let flipped = Instant::now();
+    world.flip(EAST, Some(vec![Some(100)])).await;
+    let mut events = fleet.events();
+    let first = next_on(&mut consumer, EAST).await;
+    println!(
+        "killed: first record of the new cluster {:?} after the flip",
+        flipped.elapsed()
+    );
+    assert_eq!((first.offset(), payload(&first)), (60, "60".to_owned()));
+    consumer.ack(&first).expect("ack");
+    for n in 61..100 {
+        let message = next(&mut consumer).await;
+        assert_eq!(
+            (
+                message.offset(),
+                payload(&message),
+                message.cluster().as_str()
+            ),
+            (n, n.to_string(), EAST)
+        );
+        consumer.ack(&message).expect("ack");
+    }
+    // Acknowledgements of mirrored records from the old cluster count: the group's offset on east moves past them.
+    assert_eq!(
+        committed(&world.east.bootstrap()),
+        Some(50),
+        "the oldest unacknowledged record"
+    );
+    for message in &unacknowledged {
+        consumer.ack(message).expect("ack");
+    }
+    let bootstrap = world.east.bootstrap();
+    until("the commit on east", || committed(&bootstrap) == Some(100)).await;
+    assert_eq!(fleet.snapshot().acks_ignored, 0);
+    drop(events.try_recv());
+}
+
+/// The consumer has read further than the mirror: it goes back to the handoff and reads what the new cluster has there.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_goes_back_to_the_handoff() {
+    let world = World::start(1).await;
+    produce_plain(&world.west.bootstrap(), "orders", 0, numbers(0..100));
+    produce_plain(&world.east.bootstrap(), "orders", 0, numbers(0..80));
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let mut last = None;
+    for _ in 0..100 {
+        last = Some(next(&mut consumer).await);
+    }
+    let lost = last.expect("record 99, never mirrored");
+    world.west.pause();
+    let mut events = fleet.events();
+    let flipped = Instant::now();
+    world.flip(EAST, Some(vec![Some(80)])).await;
+    let (offset, reason) = event(&mut events, "started", |event| match event {
+        FleetEvent::PartitionStarted { offset, reason, .. } => Some((offset, reason)),
+        _ => None,
+    })
+    .await;
+    let took = flipped.elapsed();
+    println!("frozen: partition assigned on the new cluster {took:?} after the flip");
+    assert_eq!((offset, reason), (80, StartReason::Handoff));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // An acknowledgement of a record that east does not have must not move the group there.
+    consumer.ack(&lost).expect("ack");
+    assert_eq!(fleet.snapshot().acks_ignored, 1);
+
+    produce_plain(
+        &world.east.bootstrap(),
+        "orders",
+        0,
+        (0..5).map(|n| format!("new-{n}")),
+    );
+    for n in 0..5 {
+        let message = next(&mut consumer).await;
+        assert_eq!(
+            (message.offset(), payload(&message)),
+            (80 + n, format!("new-{n}"))
+        );
+    }
+    world.west.resume();
+}
+
+/// No handoff at all: the log end of the new cluster limits the position.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_handoff_the_log_end_limits_the_position() {
+    let world = World::start(1).await;
+    produce_plain(&world.west.bootstrap(), "orders", 0, numbers(0..10));
+    produce_plain(&world.east.bootstrap(), "orders", 0, numbers(0..7));
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    for _ in 0..10 {
+        let message = next(&mut consumer).await;
+        consumer.ack(&message).expect("ack");
+    }
+    world.flip(EAST, None).await;
+    let mut events = fleet.events();
+    let offset = event(&mut events, "started", |event| match event {
+        FleetEvent::PartitionStarted { offset, .. } => Some(offset),
+        _ => None,
+    })
+    .await;
+    assert_eq!(offset, 7);
+    produce_plain(
+        &world.east.bootstrap(),
+        "orders",
+        0,
+        std::iter::once("after".to_owned()),
+    );
+    assert_eq!(payload(&next(&mut consumer).await), "after");
+}
+
+/// A group without offsets is held, not started anywhere, until its offsets arrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_without_an_offset_is_held_until_it_arrives() {
+    let world = World::start(1).await;
+    produce_plain(&world.west.bootstrap(), "orders", 0, numbers(0..10));
+    let fleet = world.connect().await;
+    let mut events = fleet.events();
+    let mut consumer = fleet
+        .consumer("billing")
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let reason = event(&mut events, "held", |event| match event {
+        FleetEvent::PartitionHeld { reason, .. } => Some(reason),
+        _ => None,
+    })
+    .await;
+    assert!(
+        reason.contains("no committed offset") && reason.contains("on_missing_offset"),
+        "{reason}"
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), consumer.next())
+            .await
+            .is_err(),
+        "nothing is read"
+    );
+
+    commit(&world.west.bootstrap(), 4);
+    assert_eq!(next(&mut consumer).await.offset(), 4);
+}
+
+/// Records read ahead are bounded, and a slow application stays in the group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_application_gets_every_record_once() {
+    let world = World::start(2).await;
+    for partition in 0..2 {
+        produce_plain(
+            &world.west.bootstrap(),
+            "orders",
+            partition,
+            numbers(0..3_000),
+        );
+    }
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .read_ahead(100, 1 << 20)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let mut seen = [0, 0];
+    for n in 0..6_000 {
+        let message = next(&mut consumer).await;
+        let partition = message.partition() as usize;
+        assert_eq!(message.offset(), seen[partition]);
+        seen[partition] += 1;
+        consumer.ack(&message).expect("ack");
+        if n % 2_000 == 500 {
+            // Long enough for the partitions to be paused.
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+        }
+    }
+    consumer.close().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    produce_plain(
+        &world.west.bootstrap(),
+        "orders",
+        1,
+        std::iter::once("last".to_owned()),
+    );
+    let message = next(&mut consumer).await;
+    assert_eq!(
+        (message.offset(), payload(&message)),
+        (3_000, "last".to_owned()),
+        "close() committed"
+    );
+}
+
+async fn next_on(consumer: &mut FailoverConsumer, cluster: &str) -> Message {
+    loop {
+        let message = next(consumer).await;
+        if message.cluster().as_str() == cluster {
+            return message;
+        }
+        // West was killed: what was read ahead of it may still come first.
+        panic!(
+            "unexpected record {} of {}",
+            message.offset(),
+            message.cluster()
+        );
+    }
+}
+
+fn plain_group(bootstrap: &str) -> rdkafka::consumer::BaseConsumer {
+    rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "billing")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("consumer")
+}
+
+fn orders_0() -> rdkafka::TopicPartitionList {
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition("orders", 0);
+    list
+}
+
+fn committed(bootstrap: &str) -> Option<i64> {
+    use rdkafka::consumer::Consumer;
+    let answer = plain_group(bootstrap)
+        .committed_offsets(orders_0(), SOON)
+        .expect("answer");
+    answer.elements()[0]
+        .offset()
+        .to_raw()
+        .filter(|offset| *offset >= 0)
+}
+
+/// Commits as the agent's group sync does: for a group whose only member is not there yet.
+fn commit(bootstrap: &str, offset: i64) {
+    use rdkafka::consumer::Consumer;
+    let consumer = plain_group(bootstrap);
+    let mut list = orders_0();
+    list.set_partition_offset("orders", 0, rdkafka::Offset::Offset(offset))
+        .expect("offset");
+    consumer
+        .commit(&list, rdkafka::consumer::CommitMode::Sync)
+        .expect("commit");
+}
