@@ -153,7 +153,7 @@ impl World {
             (name(WEST), entry(&self.west)),
             (name(EAST), entry(&self.east)),
         ]);
-        let mut record = FleetRecord::first(name(active), clusters, "test").expect("record");
+        let mut record = FleetRecord::first(name(active), clusters, "test");
         (record.epoch, record.state, record.handoff) = (epoch, state, handoff);
         record
     }
@@ -202,7 +202,7 @@ pub(crate) fn dump(bootstrap: &str, topic: &str, partition: i32) -> Vec<(i64, St
     list.add_partition_offset(topic, partition, Offset::Beginning)
         .expect("list");
     consumer.assign(&list).expect("assign");
-    let mut found = Vec::new();
+    let mut found = Vec::<(i64, String, String)>::new();
     let deadline = Instant::now() + SOON;
     while found.last().map_or(0, |(offset, ..)| offset + 1) < end {
         assert!(
