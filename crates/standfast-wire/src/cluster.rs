@@ -1,29 +1,24 @@
 //! A cluster: bootstrap, metadata and leader cache, one control connection per broker.
 
+mod bootstrap;
+mod calls;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::{
-    FindCoordinatorRequest, MetadataRequest, MetadataResponse, TopicName,
-};
-use kafka_protocol::protocol::{Request, StrBytes};
+use kafka_protocol::messages::{FindCoordinatorRequest, MetadataResponse};
+use kafka_protocol::protocol::StrBytes;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 
+use self::bootstrap::{Candidate, first_answer, unreachable};
 use crate::connection::Connection;
 use crate::error::{Error, ResponseError};
 use crate::flight::Flight;
 use crate::metadata::{BrokerId, Metadata, TopicPartition};
 use crate::options::{ClusterOptions, HostPort};
-use crate::raw::{RawConnection, api_name};
+use crate::raw::RawConnection;
 use crate::retry::Retry;
 
-/// How long one broker is waited for before the next one is asked as well. A dead broker costs this much, not a timeout.
-const HEDGE_AFTER: Duration = Duration::from_millis(500);
-/// Lowest Metadata version used: the first that can ask without creating the topic (Kafka 0.11).
-const METADATA_VERSION_MIN: i16 = 4;
 /// Coordinators remembered; beyond that all are forgotten and asked for again.
 const COORDINATORS_MAX: usize = 4096;
 
@@ -223,127 +218,6 @@ impl Cluster {
         RawConnection::connect(&address, &self.shared.options).await
     }
 
-    /// Sends a request to the leader of a partition. `error_of` finds the error code in the answer; on a retriable one the
-    /// leader is looked up again and the request repeated, within bounds.
-    ///
-    /// # Errors
-    /// The last attempt's.
-    pub async fn call_leader<R: Request + Clone>(
-        &self,
-        topic: &str,
-        partition: i32,
-        request: R,
-        error_of: impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let subject = TopicPartition::new(topic, partition).to_string();
-        let mut retry = self.retry();
-        loop {
-            let attempt = match self.leader(topic, partition).await {
-                Ok(leader) => {
-                    self.call_broker(leader, request.clone(), Some(&subject), &error_of)
-                        .await
-                }
-                Err(error) => Err(error),
-            };
-            match attempt {
-                Ok(response) => return Ok(response),
-                Err(error) => {
-                    if error.is_stale_metadata() {
-                        self.invalidate_leader(topic, partition);
-                    }
-                    retry.after(error).await?;
-                }
-            }
-        }
-    }
-
-    /// Sends a request to the broker that takes requests for the controller, as [`Cluster::call_leader`] does.
-    ///
-    /// # Errors
-    /// The last attempt's.
-    pub async fn call_controller<R: Request + Clone>(
-        &self,
-        request: R,
-        error_of: impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let mut retry = self.retry();
-        loop {
-            // With KRaft any broker forwards to the controller, and the answer may name none for a moment.
-            let controller = self.metadata().controller;
-            let attempt = match controller {
-                Some(broker) => {
-                    self.call_broker(broker, request.clone(), None, &error_of)
-                        .await
-                }
-                None => self.call_some_broker(request.clone(), &error_of).await,
-            };
-            match attempt {
-                Ok(response) => return Ok(response),
-                Err(error) => {
-                    let stale = error.is_stale_metadata();
-                    retry.after(error).await?;
-                    if stale {
-                        self.refresh_metadata().await?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends a request to any broker, as [`Cluster::call_leader`] does; another one is taken when one fails.
-    ///
-    /// # Errors
-    /// The last attempt's.
-    pub async fn call_any<R: Request + Clone>(
-        &self,
-        request: R,
-        error_of: impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let mut retry = self.retry();
-        loop {
-            match self.call_some_broker(request.clone(), &error_of).await {
-                Ok(response) => return Ok(response),
-                Err(error) => {
-                    let stale = error.is_stale_metadata();
-                    retry.after(error).await?;
-                    if stale {
-                        self.refresh_metadata().await?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends a request to the coordinator of a group or transactional id, as [`Cluster::call_leader`] does.
-    ///
-    /// # Errors
-    /// The last attempt's.
-    pub async fn call_coordinator<R: Request + Clone>(
-        &self,
-        kind: CoordinatorKind,
-        key: &str,
-        request: R,
-        error_of: impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let mut retry = self.retry();
-        loop {
-            let attempt = match self.coordinator(kind, key).await {
-                Ok(broker) => {
-                    self.call_broker(broker, request.clone(), Some(key), &error_of)
-                        .await
-                }
-                Err(error) => Err(error),
-            };
-            match attempt {
-                Ok(response) => return Ok(response),
-                Err(error) => {
-                    self.forget_coordinator(kind, key);
-                    retry.after(error).await?;
-                }
-            }
-        }
-    }
-
     /// The broker that coordinates a group or transactional id, from the cache or from any broker.
     ///
     /// # Errors
@@ -440,28 +314,6 @@ impl Cluster {
 
     pub(crate) fn retry(&self) -> Retry {
         Retry::within(self.shared.options.request_timeout)
-    }
-
-    async fn call_some_broker<R: Request>(
-        &self,
-        request: R,
-        error_of: &impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let connection = self.some_connection().await?;
-        let response = connection.call(request).await?;
-        checked::<R>(&connection, response, None, error_of)
-    }
-
-    async fn call_broker<R: Request>(
-        &self,
-        broker: BrokerId,
-        request: R,
-        subject: Option<&str>,
-        error_of: &impl Fn(&R::Response) -> Option<ResponseError>,
-    ) -> Result<R::Response, Error> {
-        let connection = self.connection(broker).await?;
-        let response = connection.call(request).await?;
-        checked::<R>(&connection, response, subject, error_of)
     }
 
     pub(crate) fn leader_in(
@@ -611,136 +463,5 @@ impl Cluster {
             broker: Arc::clone(&self.shared.bootstrap),
             detail: " because the program is ending",
         }
-    }
-}
-
-/// Whom to ask for metadata.
-enum Candidate {
-    Known(Cluster, BrokerId),
-    Address(HostPort),
-}
-
-/// Asks the candidates in order for metadata of `topics` (`None`: all). The next one is asked when one fails or is slow;
-/// the first answer wins.
-async fn first_answer(
-    candidates: Vec<Candidate>,
-    options: &ClusterOptions,
-    bootstrap: &Arc<str>,
-    topics: Option<&[Arc<str>]>,
-) -> Result<MetadataResponse, Error> {
-    let request = metadata_request(topics);
-    let mut waiting = candidates.into_iter();
-    let mut attempts: JoinSet<Result<MetadataResponse, Error>> = JoinSet::new();
-    let mut last: Option<Error> = None;
-    loop {
-        let next = waiting.next();
-        let exhausted = next.is_none();
-        if let Some(candidate) = next {
-            attempts.spawn(ask(candidate, options.clone(), request.clone()));
-        }
-        let hedge = sleep(HEDGE_AFTER);
-        tokio::pin!(hedge);
-        let joined = tokio::select! {
-            joined = attempts.join_next() => joined,
-            () = &mut hedge, if !exhausted => continue,
-        };
-        match joined {
-            Some(Ok(Ok(response))) => return Ok(response),
-            Some(Ok(Err(error))) => {
-                tracing::debug!(%error, "no metadata from this broker");
-                last = Some(most_telling(last, error));
-            }
-            Some(Err(_)) => {}
-            None => return Err(unreachable(bootstrap, last)),
-        }
-    }
-}
-
-async fn ask(
-    candidate: Candidate,
-    options: ClusterOptions,
-    request: MetadataRequest,
-) -> Result<MetadataResponse, Error> {
-    let connection = match candidate {
-        Candidate::Known(cluster, id) => cluster.connection(id).await?,
-        Candidate::Address(address) => Connection::connect(&address, &options).await?,
-    };
-    let version = connection
-        .versions()
-        .negotiate_within::<MetadataRequest>(METADATA_VERSION_MIN, i16::MAX)?;
-    let response = connection
-        .call_with(request, version, options.request_timeout)
-        .await?;
-    if let Some(code) = ResponseError::try_from_code(response.error_code) {
-        return Err(Error::server(
-            connection.broker(),
-            "Metadata",
-            None,
-            code,
-            None,
-        ));
-    }
-    let found = response.cluster_id.as_deref().unwrap_or_default();
-    match &options.expected_cluster_id {
-        Some(expected) if expected != found => Err(Error::WrongClusterId {
-            expected: expected.clone(),
-            found: found.to_owned(),
-            bootstrap: connection.broker().to_string(),
-        }),
-        _ => Ok(response),
-    }
-}
-
-fn metadata_request(topics: Option<&[Arc<str>]>) -> MetadataRequest {
-    let topics = topics.map(|names| {
-        let named = |name: &Arc<str>| {
-            let name = TopicName(StrBytes::from_string(name.to_string()));
-            MetadataRequestTopic::default().with_name(Some(name))
-        };
-        names.iter().map(named).collect()
-    });
-    MetadataRequest::default()
-        .with_topics(topics)
-        .with_allow_auto_topic_creation(false)
-}
-
-/// Of two failures the one that an operator can act on: "wrong password" says more than "connection refused".
-fn most_telling(earlier: Option<Error>, later: Error) -> Error {
-    match earlier {
-        Some(earlier) if !earlier.is_retriable() => earlier,
-        _ => later,
-    }
-}
-
-/// What to report when no candidate has answered.
-fn unreachable(bootstrap: &Arc<str>, last: Option<Error>) -> Error {
-    match last {
-        Some(error) if !error.is_retriable() => error,
-        Some(error) => Error::Unreachable {
-            bootstrap: bootstrap.to_string(),
-            last: Box::new(error),
-        },
-        None => Error::Closed {
-            broker: Arc::clone(bootstrap),
-            detail: ": no broker is known",
-        },
-    }
-}
-
-fn checked<R: Request>(
-    connection: &Connection,
-    response: R::Response,
-    subject: Option<&str>,
-    error_of: &impl Fn(&R::Response) -> Option<ResponseError>,
-) -> Result<R::Response, Error> {
-    match error_of(&response) {
-        None => Ok(response),
-        Some(code) => Err(Error::server(
-            connection.broker(),
-            api_name::<R>(),
-            subject,
-            code,
-            None,
-        )),
     }
 }
