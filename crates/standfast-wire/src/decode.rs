@@ -263,3 +263,68 @@ impl From<&str> for Text {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafka_protocol::messages::*;
+    use proptest::prelude::*;
+
+    /// Decodes `bytes` as an answer to `R` in every version.
+    fn every_version<R: Request>(bytes: &Bytes) {
+        let versions = <R as kafka_protocol::protocol::Message>::VERSIONS;
+        for version in versions.min..=versions.max {
+            let _ = response::<R>(bytes.clone(), version);
+        }
+    }
+
+    fn every_api(bytes: &Bytes) {
+        every_version::<ApiVersionsRequest>(bytes);
+        every_version::<MetadataRequest>(bytes);
+        every_version::<ListOffsetsRequest>(bytes);
+        every_version::<FindCoordinatorRequest>(bytes);
+        every_version::<CreateTopicsRequest>(bytes);
+        every_version::<DeleteTopicsRequest>(bytes);
+        every_version::<DescribeConfigsRequest>(bytes);
+        every_version::<DeleteRecordsRequest>(bytes);
+        every_version::<OffsetFetchRequest>(bytes);
+        every_version::<OffsetCommitRequest>(bytes);
+        every_version::<DescribeGroupsRequest>(bytes);
+        every_version::<DescribeProducersRequest>(bytes);
+        every_version::<SaslHandshakeRequest>(bytes);
+        every_version::<SaslAuthenticateRequest>(bytes);
+    }
+
+    #[test]
+    fn counts_beyond_the_frame_are_refused_wherever_they_stand() {
+        // A claim of 2^31 - 1 elements, as an i32 and as a varint, at each place of an otherwise empty frame.
+        for claim in [
+            &[0x7F, 0xFF, 0xFF, 0xFF][..],
+            &[0xFF, 0xFF, 0xFF, 0xFF, 0x0F],
+        ] {
+            for at in 0..60 {
+                let mut frame = vec![0; 80];
+                frame[at..at + claim.len()].copy_from_slice(claim);
+                every_api(&frame.into());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            every_api(&bytes.into());
+        }
+
+        #[test]
+        fn sparse_garbage_never_panics(
+            values in proptest::collection::vec((0usize..150, any::<u8>()), 0..12),
+        ) {
+            let mut frame = vec![0; 150];
+            for (at, value) in values {
+                frame[at] = value;
+            }
+            every_api(&frame.into());
+        }
+    }
+}
