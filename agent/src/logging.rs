@@ -14,12 +14,15 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Environment variable with the filter (`info`, `standfast_link=debug`, …).
-const FILTER_ENV: &str = "STANDFAST_LOG";
+/// Environment variables with the filter (`info`, `standfast_link=debug`, …); the first that is set counts.
+const FILTER_ENV: [&str; 2] = ["STANDFAST_LOG", "RUST_LOG"];
 
 /// Sets up logging for the daemon. Called once.
 pub(crate) fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_env(FILTER_ENV).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = FILTER_ENV
+        .into_iter()
+        .find_map(|name| EnvFilter::try_from_env(name).ok())
+        .unwrap_or_else(|| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -1,0 +1,288 @@
+//! What needs no server: mistakes, exit codes, the API's manners. The clusters of these agents do not exist.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use support::{Agent, file_discovery, standfast, west_to_east};
+
+/// Nothing listens on port 1.
+const NOWHERE: &str = "127.0.0.1:1";
+
+fn agent() -> Agent {
+    let agent = Agent::prepare("");
+    let discovery = file_discovery(agent.folder.path());
+    agent.configure(&west_to_east(
+        "payments",
+        &discovery,
+        NOWHERE,
+        NOWHERE,
+        "\"orders\"",
+    ));
+    agent
+}
+
+fn text(agent: &Agent) -> String {
+    std::fs::read_to_string(agent.config()).unwrap()
+}
+
+fn request(agent: &Agent, head: &str, body: &str) -> String {
+    let address = agent.url().replace("http://", "");
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let host = if head.contains("Host:") {
+        String::new()
+    } else {
+        format!("Host: {address}\r\n")
+    };
+    write!(
+        stream,
+        "{head}\r\n{host}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn an_unknown_key_ends_with_2_and_names_the_key() {
+    let agent = agent();
+    std::fs::write(agent.config(), text(&agent) + "listn = \"x\"\n").unwrap();
+    let config = agent.config().display().to_string();
+    for arguments in [
+        ["agent", "--config", &config].as_slice(),
+        &["config", "check", &config],
+    ] {
+        let ended = standfast(arguments);
+        assert_eq!(ended.code, 2, "{ended:?}");
+        assert!(
+            ended.stderr.contains("health.listn: unknown key"),
+            "{ended:?}"
+        );
+        assert!(ended.stdout.is_empty(), "{ended:?}");
+    }
+    let json = standfast(&["config", "check", &config, "--output", "json"]);
+    let checked: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (
+            checked["ok"].as_bool(),
+            checked["problems"][0]["key"].as_str()
+        ),
+        (Some(false), Some("health.listn"))
+    );
+}
+
+#[test]
+fn a_port_in_use_is_a_clear_error() {
+    let agent = agent();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let own = agent.url().replace("http://", "");
+    std::fs::write(agent.config(), text(&agent).replace(&own, &address)).unwrap();
+    let ended = standfast(&["agent", "--config", &agent.config().display().to_string()]);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains(&format!("cannot listen on {address}")),
+        "{ended:?}"
+    );
+    assert!(ended.stderr.contains("another agent"), "{ended:?}");
+}
+
+#[test]
+fn a_data_folder_belongs_to_one_agent() {
+    let mut agent = agent();
+    agent.spawn();
+    let second = agent.folder.path().join("second.toml");
+    let own = agent.url().replace("http://", "");
+    std::fs::write(&second, text(&agent).replace(&own, "127.0.0.1:0")).unwrap();
+    let ended = standfast(&["agent", "--config", &second.display().to_string()]);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended.stderr.contains("is used by another agent"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn without_an_agent_commands_end_with_3() {
+    let ended = standfast(&["status", "--agent", "http://127.0.0.1:1"]);
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("no answer from the agent at http://127.0.0.1:1/"),
+        "{ended:?}"
+    );
+    let ended = standfast(&["failover", "--agent", "http://127.0.0.1:1"]);
+    assert_eq!(ended.code, 2, "without a terminal and --yes: {ended:?}");
+    assert!(ended.stderr.contains("--yes"), "{ended:?}");
+}
+
+#[test]
+fn the_record_is_created_once() {
+    let agent = agent();
+    let wrong = agent.init_fleet("north");
+    assert!(
+        wrong.code == 2 && wrong.stderr.contains("it has: east, west"),
+        "{wrong:?}"
+    );
+    assert_eq!(agent.init_fleet("west").code, 0);
+    let again = agent.init_fleet("east");
+    assert_eq!(again.code, 5, "{again:?}");
+    assert!(
+        again.stderr.contains("epoch 1, west is active"),
+        "{again:?}"
+    );
+    let config = agent.config().display().to_string();
+    let shown = standfast(&["fleet", "show", "--config", &config, "--output", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["record"]["active"], "west");
+}
+
+#[test]
+fn an_agent_without_clusters_or_record_starts_and_says_what_is_missing() {
+    let mut agent = agent();
+    agent.spawn();
+    let status = agent.json(&["status"]);
+    assert_eq!(status["links"][0]["link_state"], "STOPPED");
+    let reason = status["links"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("standfast fleet init"), "{reason}");
+    let answer = request(&agent, "GET /readyz HTTP/1.1", "");
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("no fleet record"),
+        "{answer}"
+    );
+
+    // Without a record nobody may flip.
+    let refused = agent.cli(&["failover", "--yes"]);
+    assert_eq!(refused.code, 5, "{refused:?}");
+    assert!(
+        refused.stderr.contains("has no record in discovery"),
+        "{refused:?}"
+    );
+
+    // The record appears: the link is no longer held, although its clusters are away.
+    assert_eq!(agent.init_fleet("west").code, 0);
+    agent.until("the link runs", |agent| {
+        agent.json(&["status"])["links"][0]["link_state"] != "STOPPED"
+    });
+    agent.until("west is unreachable", |agent| {
+        agent.json(&["status"])["clusters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|c| c["status"] == "UNREACHABLE")
+    });
+    // A dead target is refused, and the link goes on.
+    let refused = agent.cli(&["failover", "--yes"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("gave no log end of any mirror topic"),
+        "{refused:?}"
+    );
+    assert!(refused.stderr.contains("mirroring goes on"), "{refused:?}");
+    assert_eq!(agent.json(&["fleet", "show"])["record"]["epoch"], 1);
+
+    let (code, time) = agent.terminate();
+    assert_eq!(code, Some(0), "{}", agent.log());
+    assert!(time < Duration::from_secs(10), "{time:?}\n{}", agent.log());
+}
+
+#[test]
+fn web_pages_cannot_post_and_errors_are_json() {
+    let mut agent = agent();
+    agent.spawn();
+    let form = "POST /v1/failover HTTP/1.1\r\nContent-Type: text/plain";
+    let json = "POST /v1/failover HTTP/1.1\r\nContent-Type: application/json";
+    for (head, body, expected) in [
+        (form.to_owned(), "{}", "Content-Type: application/json"),
+        (
+            format!("{json}\r\nOrigin: http://evil.example"),
+            "{}",
+            "web pages are refused",
+        ),
+        (
+            "GET /v1/status HTTP/1.1\r\nHost: evil.example".to_owned(),
+            "",
+            "not a name of this machine",
+        ),
+        (
+            json.to_owned(),
+            "{\"dry_runn\": true}",
+            "unknown field `dry_runn`",
+        ),
+        (json.to_owned(), "{\"to\": \"../x\"}", "cluster name"),
+        (
+            "DELETE /v1/status HTTP/1.1".to_owned(),
+            "",
+            "does not take that method",
+        ),
+    ] {
+        let answer = request(&agent, &head, body);
+        assert!(answer.starts_with("HTTP/1.1 400"), "{head}: {answer}");
+        assert!(
+            answer.contains("\"error_code\":\"BAD_REQUEST\"") && answer.contains(expected),
+            "{head}: {answer}"
+        );
+    }
+    let missing = request(&agent, "GET /v1/nothing HTTP/1.1", "");
+    assert!(
+        missing.starts_with("HTTP/1.1 404") && missing.contains("NOT_FOUND"),
+        "{missing}"
+    );
+    let large = request(
+        &agent,
+        json,
+        &format!("{{\"reason\": \"{}\"}}", "x".repeat(70_000)),
+    );
+    assert!(large.contains("BAD_REQUEST"), "{large}");
+
+    let topic = agent.cli(&["mirror", "describe", "nothing"]);
+    assert!(
+        topic.code == 1
+            && topic
+                .stderr
+                .contains("no link mirrors the topic \"nothing\""),
+        "{topic:?}"
+    );
+    let link = agent.cli(&["mirror", "list", "--link", "nothing"]);
+    assert!(
+        link.code == 1 && link.stderr.contains("this agent has: west-to-east"),
+        "{link:?}"
+    );
+    let metrics = request(&agent, "GET /metrics HTTP/1.1", "");
+    assert!(
+        metrics.contains("standfast_link_running{link=\"west-to-east\""),
+        "{metrics}"
+    );
+    assert!(metrics.contains("standfast_fleet_epoch -1"), "{metrics}");
+}
+
+#[test]
+fn data_goes_to_stdout_without_colours_when_piped() {
+    let mut agent = agent();
+    agent.spawn();
+    let list = agent.cli(&["mirror", "list"]);
+    assert!(
+        list.stdout.contains("Max Per Partition Mirror Lag"),
+        "{list:?}"
+    );
+    assert!(!list.stdout.contains('\u{1b}'), "{list:?}");
+    assert!(list.stderr.is_empty(), "{list:?}");
+    let completions = standfast(&["completions", "bash"]);
+    assert!(
+        completions.code == 0 && completions.stdout.contains("_standfast"),
+        "{}",
+        completions.stderr
+    );
+}
