@@ -133,6 +133,8 @@ pub(crate) struct Partition {
     running: bool,
     producer_id: i64,
     next_fetch: i64,
+    /// The source's log start: it can lie inside the first batch, which is answered whole to a fetch from there, but not to one from its base offset.
+    floor: i64,
     position: i64,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
@@ -154,6 +156,7 @@ impl Partition {
             running: false,
             producer_id: -1,
             next_fetch: 0,
+            floor: 0,
             position: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -175,7 +178,8 @@ impl Partition {
     }
 
     /// Start-up found both logs equal up to `position`.
-    pub(crate) fn run_from(&mut self, position: i64, producer_id: i64) {
+    pub(crate) fn run_from(&mut self, position: i64, source_start: i64, producer_id: i64) {
+        self.floor = source_start;
         self.running = true;
         self.producer_id = producer_id;
         (self.position, self.next_fetch) = (position, position);
@@ -225,7 +229,8 @@ impl Partition {
 
     /// The offset to fetch from, if there is room for more.
     pub(crate) fn wants(&self, queue_max_bytes: usize) -> Option<i64> {
-        (self.fetches() && self.queued_bytes < queue_max_bytes).then_some(self.next_fetch)
+        (self.fetches() && self.queued_bytes < queue_max_bytes)
+            .then_some(self.next_fetch.max(self.floor))
     }
 
     /// Whether it would fetch if there were room.
@@ -244,7 +249,7 @@ impl Partition {
         batches: impl Iterator<Item = Result<RawBatch, standfast_wire::batch::BatchError>>,
         permit: &Rc<Permit>,
     ) -> Verdict {
-        if !self.fetches() || asked != self.next_fetch {
+        if !self.fetches() || asked != self.next_fetch.max(self.floor) {
             // Asked for before the queue was dropped; it is fetched again.
             return Verdict::GoOn;
         }
@@ -362,7 +367,8 @@ impl Partition {
                 ),
             ));
         }
-        if log_append_time != -1 {
+        // A repeat is answered with the timestamp of the batch that is there.
+        if log_append_time != -1 && log_append_time != sent.max_timestamp {
             return Verdict::Fail(Failure::new(
                 MirrorTopicError::DestinationRefused,
                 format!(

@@ -350,7 +350,7 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
     slot.writer = Some(key);
     slot.partition.status.source_answered(started.source_end);
     slot.partition
-        .run_from(started.position, started.producer_id);
+        .run_from(started.position, started.source_start, started.producer_id);
     info!(partition = %slot.partition.id, offset = started.position, source_end = started.source_end, "mirroring");
     let fetcher = borrowed.fetchers.get(&started.source_leader).map(Rc::clone);
     match fetcher {

@@ -37,6 +37,7 @@ pub(crate) struct Request {
 #[derive(Debug, Clone)]
 pub(crate) struct Started {
     pub(crate) position: i64,
+    pub(crate) source_start: i64,
     pub(crate) source_end: i64,
     pub(crate) source_leader: BrokerId,
     pub(crate) destination_leader: BrokerId,
@@ -72,11 +73,15 @@ pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
         )));
     }
     let (source_log, destination_log) = settle(&request, producer_id).await?;
+    let first = first_whole(&request, source_log, destination_log).await?;
     let position = match last_batch(&request, destination_log).await? {
-        None if destination_log.end == 0 => {
-            seed::run(&request, 0, source_log.start, producer_id).await?
+        None if destination_log.end == 0 => seed::run(&request, 0, first, producer_id).await?,
+        None if destination_log.end < first => return Err(gone(first, destination_log).into()),
+        None => {
+            // All of it was deleted there (retention, or a restore). Nothing contradicts the source.
+            warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
+            destination_log.end
         }
-        None => accept_emptied(id, source_log, destination_log)?,
         Some(last) if seed::is_filler(&last) => {
             if destination_log.end > source_log.start {
                 return Err(truncated(format!(
@@ -85,8 +90,9 @@ pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
                 ))
                 .into());
             }
-            seed::run(&request, destination_log.end, source_log.start, producer_id).await?
+            seed::run(&request, destination_log.end, first, producer_id).await?
         }
+        Some(_) if destination_log.end < first => return Err(gone(first, destination_log).into()),
         Some(last) => {
             compare(&request, &last, source_log, destination_log, producer_id).await?;
             destination_log.end
@@ -94,11 +100,32 @@ pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
     };
     Ok(Started {
         position,
+        source_start: source_log.start,
         source_end: source_log.end,
         source_leader,
         destination_leader,
         producer_id,
     })
+}
+
+/// The first offset that can be mirrored: the source's log start, or the base offset of the batch that it lies in, which the source still holds whole.
+async fn first_whole(
+    request: &Request,
+    source_log: LogRange,
+    destination_log: LogRange,
+) -> Result<i64, Refusal> {
+    if source_log.start == 0
+        || destination_log.end >= source_log.start
+        || source_log.start >= source_log.end
+    {
+        return Ok(source_log.start);
+    }
+    let batch = calls::batch_at(&request.context.source, &request.id, source_log.start)
+        .await
+        .map_err(source)?;
+    Ok(batch.map_or(source_log.start, |batch| {
+        batch.header.base_offset.min(source_log.start)
+    }))
 }
 
 pub(crate) fn destination(error: standfast_wire::Error) -> Refusal {
@@ -202,25 +229,11 @@ async fn last_batch(request: &Request, log: LogRange) -> Result<Option<RawBatch>
     }
 }
 
-/// The destination's log is empty but does not start at 0: all of it was deleted there (retention, or a restore). Nothing contradicts the source.
-fn accept_emptied(
-    id: &PartitionId,
-    source_log: LogRange,
-    destination_log: LogRange,
-) -> Result<i64, Refusal> {
-    if destination_log.end < source_log.start {
-        return Err(gone(source_log, destination_log).into());
-    }
-    warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
-    Ok(destination_log.end)
-}
-
-fn gone(source_log: LogRange, destination_log: LogRange) -> Failure {
+fn gone(first: i64, destination_log: LogRange) -> Failure {
     truncated(format!(
-        "the source's log now starts at offset {}: its retention took offsets {} to {} before they were mirrored",
-        source_log.start,
+        "the source now holds nothing below offset {first}: its retention took offsets {} to {} before they were mirrored",
         destination_log.end,
-        source_log.start - 1
+        first - 1
     ))
 }
 
@@ -231,10 +244,7 @@ async fn compare(
     destination_log: LogRange,
     producer_id: i64,
 ) -> Result<(), Refusal> {
-    if destination_log.end < source_log.start {
-        return Err(gone(source_log, destination_log).into());
-    }
-    if destination_log.end == source_log.start {
+    if destination_log.end <= source_log.start {
         // The source no longer has the batch. What this link wrote itself, at that end, is the source's.
         if last.header.producer_id == producer_id {
             info!(partition = %request.id, offset = destination_log.end, "the source's retention took the last mirrored batch, going on from its log start");
