@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -363,9 +364,9 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
             tokio::task::spawn_local(fetcher::run(Rc::clone(shard), started.source_leader, wake));
         }
     }
-    if !borrowed.writers.contains_key(&key) {
+    if let Entry::Vacant(vacant) = borrowed.writers.entry(key) {
         let queue = Rc::new(WriterQueue::default());
-        borrowed.writers.insert(key, Rc::clone(&queue));
+        vacant.insert(Rc::clone(&queue));
         tokio::task::spawn_local(writer::run(Rc::clone(shard), key, queue));
     }
 }
