@@ -270,7 +270,10 @@ async fn silence_times_out_and_breaks_the_connection() {
     });
     tokio::task::yield_now().await;
     let began = Instant::now();
-    let error = connection.call(request()).await.unwrap_err();
+    let error = tokio::time::timeout(Duration::from_secs(10), connection.call(request()))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert!(
         matches!(
             error,
