@@ -3,12 +3,14 @@
 
 use std::ffi::{CStr, CString};
 use std::mem;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
@@ -100,6 +102,78 @@ pub(crate) fn headers(message: &BorrowedMessage<'_>) -> Vec<Header> {
         headers.push(Header { key, value });
     }
     headers
+}
+
+/// Where the answers to a consumer's commits come in.
+///
+/// rust-rdkafka 0.39 calls `commit_callback` only if librdkafka's own callback is configured, which it never does, so
+/// the outcome of an asynchronous commit would stay unknown. A queue of one's own gets it.
+#[derive(Debug)]
+pub(crate) struct CommitQueue(NonNull<sys::rd_kafka_queue_t>);
+
+// SAFETY: librdkafka's queues are thread safe.
+unsafe impl Send for CommitQueue {}
+
+impl CommitQueue {
+    /// A queue of this consumer. It must be dropped before the consumer is destroyed.
+    pub(crate) fn new<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<Self> {
+        // SAFETY: the client is borrowed, hence alive.
+        NonNull::new(unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) }).map(Self)
+    }
+
+    /// Sends a commit and does not wait.
+    pub(crate) fn commit<C: ConsumerContext>(
+        &self,
+        consumer: &BaseConsumer<C>,
+        offsets: &TopicPartitionList,
+    ) -> Result<(), RDKafkaErrorCode> {
+        // SAFETY: client, list and queue are alive; librdkafka copies the list. No callback: answers come as events.
+        let code = unsafe {
+            sys::rd_kafka_commit_queue(
+                consumer.client().native_ptr(),
+                offsets.ptr(),
+                self.0.as_ptr(),
+                None,
+                std::ptr::null_mut(),
+            )
+        };
+        match code {
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(code.into()),
+        }
+    }
+
+    /// The next answer, if there is one.
+    pub(crate) fn answer(&self) -> Option<Result<(), RDKafkaErrorCode>> {
+        // SAFETY: the queue is alive; a non-null event is ours to read and to destroy, its list belongs to it.
+        unsafe {
+            let event = sys::rd_kafka_queue_poll(self.0.as_ptr(), 0);
+            if event.is_null() {
+                return None;
+            }
+            let mut code = sys::rd_kafka_event_error(event);
+            let list = sys::rd_kafka_event_topic_partition_list(event);
+            if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && !list.is_null() {
+                let count = usize::try_from((*list).cnt).unwrap_or(0);
+                let failed = (0..count)
+                    .map(|index| (*(*list).elems.add(index)).err)
+                    .find(|err| *err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+                code = failed.unwrap_or(code);
+            }
+            sys::rd_kafka_event_destroy(event);
+            Some(match code {
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+                code => Err(code.into()),
+            })
+        }
+    }
+}
+
+impl Drop for CommitQueue {
+    fn drop(&mut self) {
+        // SAFETY: made by `rd_kafka_queue_new` and destroyed only here; answers still to come are dropped by librdkafka.
+        unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) };
+    }
 }
 
 /// One entry of an answer to an offset fetch.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::ConsumerShared;
@@ -12,7 +13,8 @@ use super::partition::Partition;
 use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch};
 use super::worker::WorkerContext;
 use crate::event::{FleetEvent, StartReason};
-use crate::ffi;
+use crate::ffi::{self, CommitQueue};
+use crate::stats::add;
 use crate::target::Target;
 
 /// One question to the coordinator or a leader. Asked on the poll thread; heartbeats go on meanwhile.
@@ -29,6 +31,10 @@ pub(super) struct Assignment {
     held: BTreeMap<Key, Held>,
     pub(super) paused: bool,
     retry_at: Option<Instant>,
+    /// Answers to commits; `None` once the generation has ended.
+    commits: Option<CommitQueue>,
+    /// Commits that were not answered yet.
+    unanswered: usize,
 }
 
 #[derive(Debug)]
@@ -123,11 +129,11 @@ impl Assignment {
         Some(&running.partition)
     }
 
-    /// Sends a commit for everything that was acknowledged since the last one. Does not wait. True if there was any.
-    pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) -> bool {
+    /// Sends a commit for everything that was acknowledged since the last one. Does not wait.
+    pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
         if !context.shared.is_current(context.source.generation) {
-            return false;
+            return;
         }
         let metadata = label(context.shared.epoch());
         let mut offsets = TopicPartitionList::new();
@@ -144,18 +150,49 @@ impl Assignment {
                 }
             }
         }
-        if offsets.count() == 0 {
-            return false;
+        let (true, Some(queue)) = (offsets.count() > 0, &self.commits) else {
+            return;
+        };
+        match queue.commit(consumer, &offsets) {
+            Ok(()) => self.unanswered += 1,
+            Err(error) => self.commit_failed(context, error),
         }
-        if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
-            tracing::warn!(client = context.log.client.as_str(), %error, "offsets could not be committed, trying again");
-            self.forget_commits();
+    }
+
+    /// Takes in what became of earlier commits; how many are still to be answered.
+    pub(super) fn collect_commits(&mut self, context: &WorkerContext) -> usize {
+        while let Some(answer) = self.commits.as_ref().and_then(CommitQueue::answer) {
+            self.unanswered = self.unanswered.saturating_sub(1);
+            match answer {
+                Ok(()) => add(&context.shared.fleet.counters.commits, 1),
+                Err(error) => self.commit_failed(context, error),
+            }
         }
-        true
+        self.unanswered
+    }
+
+    /// The generation has ended: nothing more is committed.
+    pub(super) fn end_commits(&mut self) {
+        self.commits = None;
+        self.unanswered = 0;
+    }
+
+    pub(super) fn begin_commits(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+        self.commits = CommitQueue::new(consumer);
+    }
+
+    fn commit_failed(&mut self, context: &WorkerContext, error: RDKafkaErrorCode) {
+        add(&context.shared.fleet.counters.commits_failed, 1);
+        let error = KafkaError::ConsumerCommit(error);
+        context.log.error(
+            &error,
+            "offsets could not be committed, the next commit covers them",
+        );
+        self.forget_commits();
     }
 
     /// A commit failed: the next one covers everything again.
-    pub(super) fn forget_commits(&mut self) {
+    fn forget_commits(&mut self) {
         for running in self.running.values_mut().flat_map(HashMap::values_mut) {
             running.committed = -1;
         }

@@ -11,7 +11,7 @@ mod worker;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -139,7 +139,6 @@ impl ConsumerBuilder {
             show_id_header: self.show_id_header,
             mailbox: Mailbox::new(self.read_ahead_records, self.read_ahead_bytes),
             table: Mutex::new(Table::default()),
-            commit_answers: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             closed: CancellationToken::new(),
@@ -300,8 +299,6 @@ pub(crate) struct ConsumerShared {
     show_id_header: bool,
     mailbox: Mailbox,
     table: Mutex<Table>,
-    /// Commits answered, well or not.
-    commit_answers: AtomicU64,
     /// The application forgot to acknowledge; see `wait_for_acks`.
     blocked: AtomicBool,
     closing: AtomicBool,
@@ -403,8 +400,8 @@ impl ConsumerShared {
         self.fleet.targets.borrow().clone()
     }
 
-    fn commit_answers(&self) -> u64 {
-        self.commit_answers.load(Relaxed)
+    fn has_carried(&self) -> bool {
+        !self.table().carried.is_empty()
     }
 
     fn begin_close(&self) {

@@ -1,7 +1,6 @@
 //! One generation of a consumer: an rdkafka client of one cluster on a thread of its own.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
@@ -21,6 +20,7 @@ use super::ConsumerShared;
 use super::assignment::Assignment;
 use super::mailbox::Item;
 use super::message::{Message, Source};
+use super::start::MissingOffset;
 use crate::client_config::{self, Role};
 use crate::client_log::ClientLog;
 use crate::connect::Connect;
@@ -39,6 +39,12 @@ const BATCH: usize = 256;
 /// How long the application may leave the mailbox full before the partitions are paused. Until then polling waits;
 /// afterwards it goes on, so that the group sees a live member (`max.poll.interval.ms`).
 const PAUSE_AFTER: Duration = Duration::from_millis(500);
+
+/// Pause between two looks for the offsets of a group that has none.
+const OFFSETS_PAUSE: Duration = Duration::from_millis(500);
+
+/// One question to the cluster.
+const ASK: Duration = Duration::from_secs(3);
 
 /// One wait for room in the mailbox.
 const ROOM: Duration = Duration::from_millis(50);
@@ -173,9 +179,16 @@ struct Loop {
 
 impl Loop {
     fn run(mut self) -> Ended {
-        let topics: Vec<&str> = self.shared.topics.iter().map(String::as_str).collect();
-        let mut ended = None;
-        if let Err(error) = self.consumer.subscribe(&topics) {
+        let shared = Arc::clone(&self.shared);
+        let topics: Vec<&str> = shared.topics.iter().map(String::as_str).collect();
+        self.consumer
+            .context()
+            .state()
+            .begin_commits(&self.consumer);
+        let mut ended = self.wait_for_offsets();
+        if ended.is_none()
+            && let Err(error) = self.consumer.subscribe(&topics)
+        {
             ended = Some(Ended::Broken(error.to_string()));
         }
         while ended.is_none() && !self.stop.is_cancelled() {
@@ -184,9 +197,96 @@ impl Loop {
         if self.shared.is_closing() {
             self.commit_finally();
         }
-        let owned = self.consumer.context().state().running_list();
+        let owned = {
+            let mut state = self.consumer.context().state();
+            // Librdkafka wants queues to go before their client.
+            state.end_commits();
+            state.running_list()
+        };
         retire(self.consumer, owned);
         ended.unwrap_or(Ended::Stopped)
+    }
+
+    /// Stays outside the group while it has no offset on this cluster at all and none may be made up: offsets can only
+    /// be synchronised into a group without members.
+    fn wait_for_offsets(&mut self) -> Option<Ended> {
+        if self.shared.policy != MissingOffset::Error || self.shared.has_carried() {
+            return None;
+        }
+        let mut told = false;
+        while !self.stop.is_cancelled() {
+            match self.find_any_offset() {
+                Ok(partitions) if partitions.is_empty() => return None,
+                Ok(partitions) if !told => {
+                    told = true;
+                    self.report_held(partitions);
+                }
+                Ok(_) => {}
+                Err(error) => self
+                    .consumer
+                    .context()
+                    .log
+                    .error(&error, "the group's offsets cannot be read, trying on"),
+            }
+            let until = Instant::now() + OFFSETS_PAUSE;
+            while Instant::now() < until && !self.stop.is_cancelled() {
+                if let Some(Err(error)) = self.consumer.poll(POLL)
+                    && let Err(ended) = self.poll_failed(error)
+                {
+                    return Some(ended);
+                }
+            }
+            self.apply_new_login();
+        }
+        None
+    }
+
+    /// Looks for an offset of the group; empty if there is one, or nothing to look at; else the partitions.
+    fn find_any_offset(&self) -> Result<Vec<(String, i32)>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for topic in &self.shared.topics {
+            let metadata = self.consumer.fetch_metadata(Some(topic), ASK)?;
+            for partition in metadata
+                .topics()
+                .iter()
+                .flat_map(|found| found.partitions())
+            {
+                list.add_partition(topic, partition.id());
+            }
+        }
+        if list.count() == 0 {
+            return Ok(Vec::new());
+        }
+        let offsets = ffi::committed_offsets(&self.consumer.committed_offsets(list, ASK)?);
+        if offsets.iter().any(|entry| entry.offset.is_some()) {
+            return Ok(Vec::new());
+        }
+        Ok(offsets
+            .into_iter()
+            .map(|entry| (entry.topic, entry.partition))
+            .collect())
+    }
+
+    fn report_held(&self, partitions: Vec<(String, i32)>) {
+        let (client, group) = (&self.shared.name, &self.shared.group);
+        let reason = format!(
+            "group {group:?} has no committed offset on this cluster; the group is joined when its offsets have arrived, \
+             or choose on_missing_offset(Earliest or Latest)"
+        );
+        tracing::warn!(
+            client = client.as_str(),
+            partitions = partitions.len(),
+            reason,
+            "partitions are held"
+        );
+        for (topic, partition) in partitions {
+            self.shared.fleet.emit(FleetEvent::PartitionHeld {
+                client: client.clone(),
+                topic,
+                partition,
+                reason: reason.clone(),
+            });
+        }
     }
 
     fn round(&mut self) -> Option<Ended> {
@@ -293,7 +393,9 @@ impl Loop {
     }
 
     fn keep_house(&mut self) {
-        let mut state = self.consumer.context().state();
+        let context = self.consumer.context();
+        let mut state = context.state();
+        state.collect_commits(context);
         state.retry_held(&self.consumer);
         if Instant::now() >= self.commit_at {
             self.commit_at = Instant::now() + self.shared.commit_interval;
@@ -332,12 +434,9 @@ impl Loop {
     /// Commits what was acknowledged, for a bounded time.
     fn commit_finally(&self) {
         let context = self.consumer.context();
-        let before = context.shared.commit_answers();
-        if !context.state().commit(&self.consumer) {
-            return;
-        }
+        context.state().commit(&self.consumer);
         let until = Instant::now() + LAST_COMMIT;
-        while context.shared.commit_answers() == before && Instant::now() < until {
+        while context.state().collect_commits(context) > 0 && Instant::now() < until {
             // Records that come now were never acknowledged and are read again by whoever comes next.
             drop(self.consumer.poll(Duration::from_millis(20)));
         }
@@ -427,24 +526,6 @@ impl ConsumerContext for WorkerContext {
             }
             _ => state.revoke(consumer, &partitions),
         }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        let counters = &self.shared.fleet.counters;
-        match result {
-            Ok(()) => add(&counters.commits, 1),
-            // Nothing to commit, librdkafka's way of saying so.
-            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => {
-                add(&counters.commits_failed, 1);
-                self.log.error(
-                    &error,
-                    "offsets could not be committed, the next commit covers them",
-                );
-                self.state().forget_commits();
-            }
-        }
-        self.shared.commit_answers.fetch_add(1, Relaxed);
     }
 }
 

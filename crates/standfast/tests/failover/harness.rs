@@ -38,6 +38,8 @@ impl World {
                 cluster
                     .create_topic("orders", partitions, &[])
                     .expect("topic");
+                // The first group makes the broker create its offsets topic, which takes seconds.
+                warm_up_groups(&cluster.bootstrap());
                 cluster
             })
         };
@@ -156,6 +158,24 @@ impl World {
         let mut record = FleetRecord::first(name(active), clusters, "test");
         (record.epoch, record.state, record.handoff) = (epoch, state, handoff);
         record
+    }
+}
+
+fn warm_up_groups(bootstrap: &str) {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "warm-up")
+        .create()
+        .expect("consumer");
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition("orders", 0);
+        match consumer.committed_offsets(list, SOON) {
+            Ok(_) => return,
+            Err(error) => assert!(Instant::now() < deadline, "no coordinator: {error}"),
+        }
     }
 }
 
