@@ -37,7 +37,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     heading("tests");
     let began = Instant::now();
-    let test: Vec<OsString> = selection.into_iter().chain(run_arguments).collect();
+    // One failing test program must not hide what the others would have said.
+    let test: Vec<OsString> = selection
+        .into_iter()
+        .chain(["--no-fail-fast".into()])
+        .chain(run_arguments)
+        .collect();
     let failed = cargo("test", &test)?;
     let outcome = if failed.is_some() {
         "some tests failed"
