@@ -50,17 +50,17 @@ async fn run_agent(args: AgentArgs) -> Result<Exit, Failed> {
     logging::init(args.log_format);
     let config = config::load(&args.config).map_err(|error| Failed::usage(error.to_string()))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), agent = config.agent.name, fleet = %config.fleet.name, "standfast agent starts");
-    let daemon = Daemon::build(config)
+    let shutdown = CancellationToken::new();
+    let daemon = Daemon::build(config, shutdown.clone())
         .await
         .map_err(|error| Failed::failure(format!("{error:#}")))?;
     let address = daemon
         .address()
         .map_err(|error| Failed::failure(error.to_string()))?;
-    let shutdown = CancellationToken::new();
-    tokio::spawn(signals(shutdown.clone()));
+    tokio::spawn(signals(shutdown));
     tracing::info!(%address, "ready for commands");
     daemon
-        .serve(shutdown)
+        .serve()
         .await
         .map_err(|error| Failed::failure(format!("{error:#}")))?;
     Ok(Exit::Ok)

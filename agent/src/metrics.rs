@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use standfast_discovery::FleetState;
 
 use crate::api::{Health, RecordSource};
-use crate::daemon::{DaemonState, Phase};
+use crate::daemon::{DaemonState, LinkControl, Phase};
 
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -26,16 +26,79 @@ struct LinkLabels {
 
 /// Everything that this agent and its links have to tell.
 pub(crate) fn encode(daemon: &DaemonState) -> Result<String, std::fmt::Error> {
+    let mut merged = Families::default();
     let mut registry = Registry::default();
     register_agent(&mut registry, daemon);
-    for link in daemon.links.links() {
-        if let Some(handle) = link.handle() {
-            handle.metrics(&mut registry);
+    merged.add(&text_of(&registry)?);
+    // Every link registers the same families, and a family may be described once only in one text.
+    for handle in daemon.links.links().iter().filter_map(LinkControl::handle) {
+        let mut registry = Registry::default();
+        handle.metrics(&mut registry);
+        merged.add(&text_of(&registry)?);
+    }
+    Ok(merged.into_text())
+}
+
+fn text_of(registry: &Registry) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}
+
+/// Families of several texts, those of the same name joined.
+#[derive(Debug, Default)]
+struct Families {
+    /// Name → description lines and samples, in the order of first sight.
+    families: Vec<(String, String, String)>,
+}
+
+impl Families {
+    fn add(&mut self, text: &str) {
+        let mut current = None;
+        for line in text.lines().filter(|line| *line != "# EOF") {
+            match line
+                .strip_prefix("# HELP ")
+                .and_then(|rest| rest.split(' ').next())
+            {
+                Some(name) => {
+                    let known = self.families.iter().position(|(known, _, _)| known == name);
+                    let is_new = known.is_none();
+                    let index = known.unwrap_or(self.families.len());
+                    if is_new {
+                        self.families
+                            .push((name.to_owned(), String::new(), String::new()));
+                    }
+                    current = Some((index, is_new));
+                    self.push(current, line);
+                }
+                None => self.push(current, line),
+            }
         }
     }
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    Ok(text)
+
+    fn push(&mut self, current: Option<(usize, bool)>, line: &str) {
+        let Some((index, is_new)) = current else {
+            return;
+        };
+        let Some((_, described, samples)) = self.families.get_mut(index) else {
+            return;
+        };
+        let is_description = line.starts_with('#');
+        if is_description && !is_new {
+            return;
+        }
+        let part = if is_description { described } else { samples };
+        part.push_str(line);
+        part.push('\n');
+    }
+
+    fn into_text(self) -> String {
+        let families = self
+            .families
+            .into_iter()
+            .map(|(_, described, samples)| described + &samples);
+        families.collect::<String>() + "# EOF\n"
+    }
 }
 
 fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
@@ -125,4 +188,25 @@ fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
         "1 while the agent runs the link, 0 while it holds or restarts it",
         running,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_of_several_links_is_described_once() {
+        let of = |link: &str| {
+            format!("# HELP lag Lag.\n# TYPE lag gauge\nlag{{link=\"{link}\"}} 1\n# EOF\n")
+        };
+        let mut merged = Families::default();
+        merged.add("# HELP up Up.\n# TYPE up gauge\nup 1\n# EOF\n");
+        merged.add(&of("a"));
+        merged.add(&of("b"));
+        assert_eq!(
+            merged.into_text(),
+            "# HELP up Up.\n# TYPE up gauge\nup 1\n# HELP lag Lag.\n# TYPE lag gauge\n\
+             lag{link=\"a\"} 1\nlag{link=\"b\"} 1\n# EOF\n"
+        );
+    }
 }

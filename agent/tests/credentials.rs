@@ -1,5 +1,7 @@
 //! A source that wants SASL, and credentials that change while the agent runs.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Two real Kafka clusters and file discovery: one link from its first record to the loss of its source.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::time::{Duration, Instant};

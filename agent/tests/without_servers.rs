@@ -1,5 +1,7 @@
 //! What needs no server: mistakes, exit codes, the API's manners. The clusters of these agents do not exist.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::io::{Read, Write};

@@ -13,24 +13,25 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use standfast_discovery::{
-    Discovery, DiscoveryOptions, FleetView, FleetWatch, FleetWatchHandle, ViewSource,
+    ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetView, FleetWatch,
+    FleetWatchHandle, ViewSource,
 };
-use standfast_secrets::{SecretPath, Secrets, SecretsWatch};
+use standfast_secrets::{SecretPath, Secrets, SecretsHandle, SecretsWatch};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{AgentStatus, FleetAnswer, FleetStatus, RecordSource, Status};
 use crate::clusters;
-use crate::config::Config;
+use crate::config::{Config, LinkSection};
 use crate::failover::DiscoveryCoordination;
 use crate::http;
 
-pub(crate) use link::Phase;
+pub(crate) use link::{LinkControl, Phase};
 pub(crate) use mirrors::{LinkSet, name_of};
 pub(crate) use operations::Operations;
 
-use health::Probe;
+use health::{Probe, ProbeHandle};
 use link::LinkSupervisor;
 
 /// Sub-folder of data_dir for the last known fleet record.
@@ -41,6 +42,7 @@ const RECORD_FOLDER: &str = "discovery";
 pub(crate) struct Daemon {
     state: DaemonState,
     listener: TcpListener,
+    shutdown: CancellationToken,
     grace: Duration,
     fleet: FleetWatch,
     secrets: SecretsWatch,
@@ -66,42 +68,19 @@ impl Daemon {
     ///
     /// # Errors
     /// Whatever cannot be put right by waiting: unusable options, the port or the data folder taken by another.
-    pub(crate) async fn build(config: Config) -> anyhow::Result<Self> {
+    pub(crate) async fn build(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
         let data_dir = take_data_dir(&config.agent.data_dir)?;
         let listener = listen(&config).await?;
-        let discovery = Discovery::new(with_cache(config.discovery, &config.agent.data_dir))
-            .context("section [discovery]")?;
+        let discovery =
+            Discovery::new(with_cache(config.discovery.clone(), &config.agent.data_dir))
+                .context("section [discovery]")?;
         let (fleet_watch, fleet) = discovery.watch(config.fleet.name.clone());
-        let (secrets_watch, secrets) = Secrets::new(config.secrets)
+        let (secrets_watch, secrets) = Secrets::new(config.secrets.clone())
             .context("section [secrets]")?
             .watch(secret_paths(config.clusters.values())?);
 
-        let (mut probes, mut probe_handles) = (Vec::new(), Vec::new());
-        for (name, entry) in &config.clusters {
-            let (probe, handle) = Probe::new(
-                name.clone(),
-                entry.clone(),
-                secrets.clone(),
-                config.health.clone(),
-            );
-            probes.push(probe);
-            probe_handles.push(handle);
-        }
-        let (mut links, mut controls) = (Vec::new(), Vec::new());
-        for section in config.links {
-            let entry = |name| {
-                config
-                    .clusters
-                    .get(name)
-                    .cloned()
-                    .with_context(|| format!("no cluster {name}"))
-            };
-            let (source, destination) = (entry(&section.source)?, entry(&section.destination)?);
-            let (link, control) =
-                LinkSupervisor::new(section, source, destination, fleet.clone(), secrets.clone());
-            links.push(link);
-            controls.push(control);
-        }
+        let (probes, probe_handles) = build_probes(&config, &secrets);
+        let (links, controls) = build_links(&config, &fleet, &secrets)?;
         let link_set = LinkSet::new(controls, probe_handles);
         let coordination = DiscoveryCoordination {
             discovery,
@@ -109,7 +88,12 @@ impl Daemon {
             holder: format!("agent {}", config.agent.name),
             lock_ttl: config.failover.lock_ttl,
         };
-        let operations = Operations::new(coordination, link_set.clone(), &config.failover);
+        let operations = Operations::new(
+            coordination,
+            link_set.clone(),
+            &config.failover,
+            shutdown.clone(),
+        );
         let state = DaemonState {
             name: config.agent.name,
             started_at: Timestamp::now(),
@@ -120,6 +104,7 @@ impl Daemon {
         Ok(Self {
             state,
             listener,
+            shutdown,
             grace: config.agent.shutdown_grace,
             fleet: fleet_watch,
             secrets: secrets_watch,
@@ -134,11 +119,13 @@ impl Daemon {
         self.listener.local_addr()
     }
 
-    /// Runs until `shutdown`, then drains: no new requests, a running operation is finished, the links end.
-    pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    /// Runs until the `shutdown` given to [`build`](Self::build), then drains: no new requests, a running operation is
+    /// finished, the links end.
+    pub(crate) async fn serve(self) -> anyhow::Result<()> {
         let Self {
             state,
             listener,
+            shutdown,
             grace,
             fleet,
             secrets,
@@ -269,6 +256,43 @@ fn stale_since(view: &FleetView) -> Option<Timestamp> {
     }
 }
 
+fn build_probes(config: &Config, secrets: &SecretsHandle) -> (Vec<Probe>, Vec<ProbeHandle>) {
+    let probe = |(name, entry): (&ClusterName, &ClusterEntry)| {
+        Probe::new(
+            name.clone(),
+            entry.clone(),
+            secrets.clone(),
+            config.health.clone(),
+        )
+    };
+    config.clusters.iter().map(probe).unzip()
+}
+
+fn build_links(
+    config: &Config,
+    fleet: &FleetWatchHandle,
+    secrets: &SecretsHandle,
+) -> anyhow::Result<(Vec<LinkSupervisor>, Vec<LinkControl>)> {
+    let entry = |name: &ClusterName| {
+        config
+            .clusters
+            .get(name)
+            .cloned()
+            .with_context(|| format!("no cluster {name}"))
+    };
+    let link = |section: &LinkSection| {
+        let (source, destination) = (entry(&section.source)?, entry(&section.destination)?);
+        Ok(LinkSupervisor::new(
+            section.clone(),
+            source,
+            destination,
+            fleet.clone(),
+            secrets.clone(),
+        ))
+    };
+    config.links.iter().map(link).collect()
+}
+
 /// The agent keeps the last record itself, so that it starts without Consul.
 fn with_cache(options: DiscoveryOptions, data_dir: &Path) -> DiscoveryOptions {
     match options {
@@ -284,7 +308,7 @@ fn with_cache(options: DiscoveryOptions, data_dir: &Path) -> DiscoveryOptions {
 }
 
 fn secret_paths<'a>(
-    entries: impl Iterator<Item = &'a standfast_discovery::ClusterEntry>,
+    entries: impl Iterator<Item = &'a ClusterEntry>,
 ) -> anyhow::Result<Vec<SecretPath>> {
     let paths: Result<Vec<Option<SecretPath>>, _> = entries.map(clusters::secret_path).collect();
     Ok(paths?.into_iter().flatten().collect())

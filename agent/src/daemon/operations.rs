@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{ErrorCode, FailoverRequest, OperationStatus, Report, SwitchoverRequest};
 use crate::config::FailoverSection;
@@ -31,6 +32,7 @@ impl Operations {
         coordination: DiscoveryCoordination,
         mirrors: LinkSet,
         options: &FailoverSection,
+        shutdown: CancellationToken,
     ) -> Self {
         let context = Context {
             fleet: coordination.fleet.clone(),
@@ -41,6 +43,7 @@ impl Operations {
                 group_sync: options.group_sync_timeout,
                 late_write_watch: options.late_write_watch,
             },
+            shutdown,
         };
         Self {
             context: Arc::new(context),

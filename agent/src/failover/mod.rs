@@ -7,6 +7,7 @@
 //! afterwards there is nothing left to do.
 
 mod coordination;
+mod drain;
 mod flip;
 mod planned;
 mod report;
@@ -22,6 +23,8 @@ use std::time::Duration;
 use standfast_discovery::{
     CasOutcome, ClusterName, Epoch, FleetName, FleetRecord, Handoff, Version, Versioned,
 };
+
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{ErrorCode, Report, TopicReport};
 
@@ -124,6 +127,8 @@ pub(crate) struct Context<C, M> {
     pub(crate) coordination: C,
     pub(crate) mirrors: M,
     pub(crate) limits: Limits,
+    /// The agent wants to end: a drain gives up, so that no fence is left behind. A failover goes on, it is short.
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// Upper bounds of the waits.

@@ -316,6 +316,7 @@ async fn world() -> World {
             group_sync: Duration::from_secs(1),
             late_write_watch: Duration::from_millis(600),
         },
+        shutdown: CancellationToken::new(),
     };
     World {
         context,
@@ -716,6 +717,30 @@ async fn a_producer_that_does_not_heed_the_fence_is_named_and_the_fence_lifted()
     assert_eq!(
         (record.active, record.state, record.epoch),
         (name("west"), FleetState::Active, Epoch(3))
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_shuts_down_leaves_no_fence_behind() {
+    let world = world().await;
+    world.clusters().source_alive = true;
+    world.clusters().growing = 1;
+    let token = world.context.shutdown.clone();
+    let shutdown = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        token.cancel();
+    };
+    let (result, ()) = tokio::join!(world.switchover(), shutdown);
+    assert!(
+        result
+            .unwrap_err()
+            .message
+            .contains("the agent is shutting down")
+    );
+    let record = world.record().await;
+    assert_eq!(
+        (record.active, record.state),
+        (name("west"), FleetState::Active)
     );
 }
 

@@ -1,22 +1,19 @@
-//! One link under supervision: it runs while the fleet record allows it, and is started again when it ends.
-//!
-//! The rule that everything here serves: a link never writes into the cluster that the record calls active.
+//! The task that owns a link.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use standfast_discovery::{ClusterEntry, Epoch, FleetRecord, FleetWatchHandle};
-use standfast_link::{
-    Link, LinkDescription, LinkHandle, LinkName, LinkOptions, LinkState, MirrorStatus,
-    StoppedMirror,
-};
+use standfast_discovery::{ClusterEntry, Epoch, FleetWatchHandle};
+use standfast_link::{Link, LinkDescription, LinkHandle, LinkName};
 use standfast_secrets::SecretsHandle;
 use standfast_wire::ClusterOptions;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::rule::{Verdict, as_stopped, link_options, verdict};
+use super::{Command, LinkControl, Phase, StopResult};
 use crate::clusters;
 use crate::config::LinkSection;
 
@@ -29,54 +26,6 @@ const RESTART_MIN: Duration = Duration::from_millis(500);
 const RESTART_MAX: Duration = Duration::from_secs(30);
 /// A link that ran this long has recovered.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
-
-/// What a link is doing.
-#[derive(Debug, Clone)]
-pub(crate) enum Phase {
-    /// Nothing may be mirrored, or nothing can be yet.
-    Held {
-        reason: String,
-    },
-    Running {
-        handle: LinkHandle,
-    },
-    /// Stopped by a failover or switchover that is under way.
-    Stopped {
-        reason: String,
-    },
-    /// Ended with an error; it is started again.
-    Failed {
-        error: String,
-    },
-}
-
-/// What became of an order to stop.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct StopResult {
-    pub(crate) mirrors: Vec<StoppedMirror>,
-    pub(crate) error: Option<String>,
-}
-
-#[derive(Debug)]
-enum Command {
-    Stop {
-        epoch: Epoch,
-        limit: Duration,
-        reply: oneshot::Sender<StopResult>,
-    },
-    Resume {
-        reply: oneshot::Sender<()>,
-    },
-}
-
-/// Talks to a [`LinkSupervisor`]. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct LinkControl {
-    section: Arc<LinkSection>,
-    commands: mpsc::Sender<Command>,
-    phase: watch::Receiver<Phase>,
-    last: watch::Receiver<Option<LinkDescription>>,
-}
 
 /// Owns one link.
 #[derive(Debug)]
@@ -402,149 +351,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    Run,
-    Hold(String),
-}
-
-/// The rule. Without a record nobody knows which cluster is active, so nothing is written.
-fn verdict(record: Option<&FleetRecord>, section: &LinkSection) -> Verdict {
-    match record {
-        None => Verdict::Hold(
-            "there is no fleet record yet; create it with `standfast fleet init`, or bring discovery back".to_owned(),
-        ),
-        Some(record) if record.active == section.destination => {
-            Verdict::Hold(format!("{} is the active cluster", section.destination))
-        }
-        Some(_) => Verdict::Run,
-    }
-}
-
-fn link_options(
-    section: &LinkSection,
-    name: LinkName,
-    clusters: &(ClusterOptions, ClusterOptions),
-) -> LinkOptions {
-    let (source, destination) = clusters.clone();
-    let mut options = LinkOptions::new(name, source, destination, section.topics.clone());
-    options.groups.clone_from(&section.groups);
-    options.replication_factor = section.replication_factor;
-    if let Some(mib) = section.memory_mib {
-        options.memory_bytes = mib << 20;
-    }
-    if let Some(interval) = section.group_sync_interval {
-        options.group_sync_interval = interval;
-    }
-    options
-}
-
-/// The last word of a link that no longer runs: lags as they were, states as they are.
-fn as_stopped(mut description: LinkDescription) -> LinkDescription {
-    description.link_state = LinkState::Stopped;
-    for mirror in &mut description.mirrors {
-        if mirror.mirror_status != MirrorStatus::Failed {
-            mirror.mirror_status = MirrorStatus::Stopped;
-        }
-    }
-    description
-}
-
-impl LinkControl {
-    pub(crate) fn section(&self) -> &LinkSection {
-        &self.section
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        self.phase.borrow().clone()
-    }
-
-    /// The link's own words: as they are, or as they were when it last ran.
-    pub(crate) fn describe(&self) -> Option<LinkDescription> {
-        if let Phase::Running { handle } = &*self.phase.borrow() {
-            return Some(handle.describe());
-        }
-        self.last.borrow().clone()
-    }
-
-    pub(crate) fn handle(&self) -> Option<LinkHandle> {
-        match &*self.phase.borrow() {
-            Phase::Running { handle } => Some(handle.clone()),
-            _ => None,
-        }
-    }
-
-    /// Stops the mirrors for an operation that read the record at `epoch`. They stay stopped until [`resume`] or until
-    /// the record moves on.
-    ///
-    /// [`resume`]: Self::resume
-    pub(crate) async fn stop(&self, epoch: Epoch, limit: Duration) -> StopResult {
-        let (reply, answer) = oneshot::channel();
-        if self
-            .commands
-            .send(Command::Stop {
-                epoch,
-                limit,
-                reply,
-            })
-            .await
-            .is_err()
-        {
-            return StopResult {
-                mirrors: Vec::new(),
-                error: Some("the agent is shutting down".to_owned()),
-            };
-        }
-        answer.await.unwrap_or_else(|_| StopResult {
-            mirrors: Vec::new(),
-            error: Some("the agent is shutting down".to_owned()),
-        })
-    }
-
-    /// Lets the mirrors run again, as far as the record allows it.
-    pub(crate) async fn resume(&self) {
-        let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Resume { reply }).await.is_ok() {
-            let _ = answer.await;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use standfast_discovery::ClusterName;
-    use std::collections::BTreeMap;
-
-    fn section() -> LinkSection {
-        let text =
-            "name = 'west-to-east'\nsource = 'west'\ndestination = 'east'\ntopics = ['orders']";
-        toml::from_str(text).unwrap()
-    }
-
-    fn record(active: &str) -> FleetRecord {
-        let name = |n: &str| ClusterName::new(n).unwrap();
-        let clusters = BTreeMap::from([
-            (name("west"), ClusterEntry::new("w:9092")),
-            (name("east"), ClusterEntry::new("e:9092")),
-        ]);
-        FleetRecord::first(name(active), clusters, "test")
-    }
-
-    #[test]
-    fn a_link_never_writes_into_the_active_cluster() {
-        assert_eq!(verdict(Some(&record("west")), &section()), Verdict::Run);
-        assert_eq!(
-            verdict(Some(&record("east")), &section()),
-            Verdict::Hold("east is the active cluster".to_owned())
-        );
-    }
-
-    #[test]
-    fn without_a_record_nothing_is_written() {
-        assert!(matches!(verdict(None, &section()), Verdict::Hold(_)));
     }
 }

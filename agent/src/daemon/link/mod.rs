@@ -1,0 +1,125 @@
+//! One link under supervision: it runs while the fleet record allows it, and is started again when it ends.
+//!
+//! The rule that everything here serves: a link never writes into the cluster that the record calls active.
+
+mod rule;
+mod supervisor;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use standfast_discovery::Epoch;
+use standfast_link::{LinkDescription, LinkHandle, StoppedMirror};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::LinkSection;
+
+pub(crate) use supervisor::LinkSupervisor;
+
+/// What a link is doing.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// Nothing may be mirrored, or nothing can be yet.
+    Held {
+        reason: String,
+    },
+    Running {
+        handle: LinkHandle,
+    },
+    /// Stopped by a failover or switchover that is under way.
+    Stopped {
+        reason: String,
+    },
+    /// Ended with an error; it is started again.
+    Failed {
+        error: String,
+    },
+}
+
+/// What became of an order to stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StopResult {
+    pub(crate) mirrors: Vec<StoppedMirror>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Stop {
+        epoch: Epoch,
+        limit: Duration,
+        reply: oneshot::Sender<StopResult>,
+    },
+    Resume {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Talks to a [`LinkSupervisor`]. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct LinkControl {
+    section: Arc<LinkSection>,
+    commands: mpsc::Sender<Command>,
+    phase: watch::Receiver<Phase>,
+    last: watch::Receiver<Option<LinkDescription>>,
+}
+
+impl LinkControl {
+    pub(crate) fn section(&self) -> &LinkSection {
+        &self.section
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// The link's own words: as they are, or as they were when it last ran.
+    pub(crate) fn describe(&self) -> Option<LinkDescription> {
+        if let Phase::Running { handle } = &*self.phase.borrow() {
+            return Some(handle.describe());
+        }
+        self.last.borrow().clone()
+    }
+
+    pub(crate) fn handle(&self) -> Option<LinkHandle> {
+        match &*self.phase.borrow() {
+            Phase::Running { handle } => Some(handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// Stops the mirrors for an operation that read the record at `epoch`. They stay stopped until [`resume`] or until
+    /// the record moves on.
+    ///
+    /// [`resume`]: Self::resume
+    pub(crate) async fn stop(&self, epoch: Epoch, limit: Duration) -> StopResult {
+        let (reply, answer) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::Stop {
+                epoch,
+                limit,
+                reply,
+            })
+            .await
+            .is_err()
+        {
+            return StopResult {
+                mirrors: Vec::new(),
+                error: Some("the agent is shutting down".to_owned()),
+            };
+        }
+        answer.await.unwrap_or_else(|_| StopResult {
+            mirrors: Vec::new(),
+            error: Some("the agent is shutting down".to_owned()),
+        })
+    }
+
+    /// Lets the mirrors run again, as far as the record allows it.
+    pub(crate) async fn resume(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Resume { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}
