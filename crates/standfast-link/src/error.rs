@@ -54,4 +54,12 @@ pub enum Error {
         /// What happened.
         source: std::io::Error,
     },
+    /// A thread that copies data ended by a fault of this program; the log says which. Nothing is lost: a new start goes on from the logs.
+    #[error(
+        "link {link}: a data thread ended unexpectedly, start the link again and report the log"
+    )]
+    DataThread {
+        /// Name of the link.
+        link: String,
+    },
 }

@@ -22,11 +22,17 @@ use crate::{Error, calls, groups, guard, identity, metrics};
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// How often the data threads are looked at.
+const THREAD_CHECK: Duration = Duration::from_secs(1);
+
 /// The data threads must end within this time of a shutdown.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(800);
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
 const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
+
+/// How long requests without an answer are given to land before the log ends are asked for.
+const UNANSWERED_SETTLES: Duration = Duration::from_millis(500);
 
 /// A link engine, ready to run.
 #[derive(Debug)]
@@ -111,6 +117,12 @@ impl Link {
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
+            () = a_thread_ends(&running.threads) => {
+                error!(link = %inner.options.name, "a data thread ended; the link must be started again");
+                inner.stop.cancel();
+                running.jobs.shutdown().await;
+                return Err(Error::DataThread { link: inner.options.name.to_string() });
+            }
             Some(ended) = running.jobs.join_next() => {
                 if let Err(panicked) = ended {
                     error!(link = %inner.options.name, error = %panicked, "a job of the link ended");
@@ -128,6 +140,13 @@ impl Link {
             warn!(link = %inner.options.name, "a data thread did not end in time");
         }
         Ok(())
+    }
+}
+
+/// Returns when a data thread has ended, which only a fault can cause before the shutdown.
+async fn a_thread_ends(threads: &[std::thread::JoinHandle<()>]) {
+    while !threads.iter().any(std::thread::JoinHandle::is_finished) {
+        tokio::time::sleep(THREAD_CHECK).await;
     }
 }
 
@@ -367,6 +386,10 @@ impl LinkHandle {
                 cluster: "destination",
             });
         };
+        if !drained {
+            // Requests that were never answered may still wait in the broker's queue.
+            tokio::time::sleep(UNANSWERED_SETTLES).await;
+        }
         let ids = self.partitions(destination).await?;
         let asked = calls::log_ends(destination, &ids);
         let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {

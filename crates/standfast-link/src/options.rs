@@ -98,7 +98,7 @@ pub struct ProduceOptions {
 impl Default for ProduceOptions {
     fn default() -> Self {
         Self {
-            connections_per_broker: 4,
+            connections_per_broker: 2,
             max_in_flight: MAX_IN_FLIGHT,
             request_max_bytes: 1 << 20,
         }

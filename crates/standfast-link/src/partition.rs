@@ -404,3 +404,118 @@ impl Partition {
             .then_some(self.position)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut, Bytes, BytesMut};
+    use standfast_wire::batch::BatchError;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    fn batch(base: i64, count: i32, attributes: i16) -> Result<RawBatch, BatchError> {
+        let mut b = BytesMut::new();
+        b.put_i64(base);
+        b.put_i32(49);
+        b.put_i32(3);
+        b.put_i8(2);
+        b.put_u32(0);
+        b.put_i16(attributes);
+        b.put_i32(count - 1);
+        b.put_slice(&[0; 16]);
+        b.put_slice(&[0xff; 14]);
+        b.put_i32(count);
+        RawBatch::new(Bytes::from(b))
+    }
+
+    async fn permit() -> Rc<Permit> {
+        Rc::new(Budget::new(1 << 20).reserve(1).await)
+    }
+
+    fn running() -> Partition {
+        let mut partition =
+            Partition::new(PartitionId::new("t", 0), Arc::new(PartitionStatus::new()));
+        partition.run_from(0, 0, 7);
+        partition
+    }
+
+    #[tokio::test]
+    async fn one_batch_is_sent_until_the_first_acknowledgement_then_five() {
+        let (mut partition, permit) = (running(), permit().await);
+        let batches = (0..9).map(|n| batch(n * 10, 10, 0));
+        assert_eq!(partition.fetched(0, batches, &permit), Verdict::GoOn);
+        let first = partition.take().unwrap();
+        assert_eq!((first.stamp.producer_id, first.stamp.base_sequence), (7, 0));
+        assert!(!partition.is_ready(5));
+        assert_eq!(partition.acknowledged(&first.sent, 0, -1), Verdict::GoOn);
+        for _ in 0..5 {
+            assert!(partition.is_ready(5));
+            partition.take().unwrap();
+        }
+        assert!(!partition.is_ready(5));
+    }
+
+    #[tokio::test]
+    async fn another_offset_than_the_sources_is_divergence() {
+        let (mut partition, permit) = (running(), permit().await);
+        partition.fetched(0, [batch(0, 10, 0)].into_iter(), &permit);
+        let sent = partition.take().unwrap().sent;
+        let Verdict::Fail(failure) = partition.acknowledged(&sent, 1, -1) else {
+            panic!("accepted")
+        };
+        assert_eq!(failure.error, MirrorTopicError::Diverged);
+    }
+
+    #[tokio::test]
+    async fn what_stands_before_unsupported_content_is_mirrored_first() {
+        let (mut partition, permit) = (running(), permit().await);
+        let gap = [batch(0, 10, 0), batch(11, 5, 0)];
+        assert_eq!(
+            partition.fetched(0, gap.into_iter(), &permit),
+            Verdict::GoOn
+        );
+        assert_eq!(partition.wants(1 << 20), None);
+        let sent = partition.take().unwrap().sent;
+        let Verdict::Fail(failure) = partition.acknowledged(&sent, 0, -1) else {
+            panic!("went on")
+        };
+        assert_eq!(failure.error, MirrorTopicError::UnsupportedMessageFormat);
+        for attributes in [0x08, 0x10, 0x20, 0x40] {
+            let mut partition = running();
+            assert!(matches!(
+                partition.fetched(0, [batch(0, 1, attributes)].into_iter(), &permit),
+                Verdict::Fail(_)
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stalled_partition_gives_up_its_queue_and_fetches_it_again() {
+        let (mut partition, permit) = (running(), permit().await);
+        partition.fetched(0, (0..3).map(|n| batch(n * 10, 10, 0)), &permit);
+        let sent = partition.take().unwrap().sent;
+        partition.shed();
+        assert_eq!(
+            (partition.wants(1 << 20), Rc::strong_count(&permit)),
+            (None, 1)
+        );
+        assert_eq!(partition.acknowledged(&sent, 0, -1), Verdict::GoOn);
+        assert_eq!(partition.wants(1 << 20), Some(10));
+        // An answer that was asked for before is ignored, not taken for a gap.
+        assert_eq!(
+            partition.fetched(30, [batch(30, 10, 0)].into_iter(), &permit),
+            Verdict::GoOn
+        );
+        assert_eq!(partition.wants(1 << 20), Some(10));
+    }
+
+    #[tokio::test]
+    async fn answers_of_an_earlier_generation_do_not_count() {
+        let (mut partition, permit) = (running(), permit().await);
+        partition.fetched(0, [batch(0, 10, 0)].into_iter(), &permit);
+        let sent = partition.take().unwrap().sent;
+        partition.reset();
+        assert_ne!(sent.generation, partition.generation());
+        assert_eq!(partition.idle_at(), None);
+    }
+}

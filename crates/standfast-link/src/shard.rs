@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(250);
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
 /// A produce request without an answer for so long ends its connection.
-pub(crate) const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
+const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
 
 /// Commands waiting for a shard.
 pub(crate) const COMMAND_QUEUE: usize = 64;
@@ -99,7 +99,7 @@ pub(crate) struct Slot {
     pub(crate) partition: Partition,
     pub(crate) source_topic_id: Uuid,
     pub(crate) fetcher: Option<BrokerId>,
-    pub(crate) writer: Option<WriterKey>,
+    pub(crate) writer: Option<(WriterKey, Rc<WriterQueue>)>,
     /// Already in its writer's ready queue.
     pub(crate) listed: bool,
     /// Oldest request that is not answered.
@@ -145,7 +145,9 @@ pub(crate) fn spawn(
                 starters: 0,
             }));
             let local = LocalSet::new();
-            local.block_on(&runtime, serve(shard, commands, shutdown));
+            // A task of its own: the root of a local set is polled on every wake-up of any task.
+            let serving = local.spawn_local(serve(shard, commands, shutdown));
+            let _ended = local.block_on(&runtime, serving);
             // Dropping the set drops every task and socket: nothing is sent after this.
         })
 }
@@ -348,7 +350,6 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
     }
     let key = (started.destination_leader, index % connections);
     slot.fetcher = Some(started.source_leader);
-    slot.writer = Some(key);
     slot.partition.status.source_answered(started.source_end);
     slot.partition
         .run_from(started.position, started.source_start, started.producer_id);
@@ -364,10 +365,16 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
             tokio::task::spawn_local(fetcher::run(Rc::clone(shard), started.source_leader, wake));
         }
     }
-    if let Entry::Vacant(vacant) = borrowed.writers.entry(key) {
-        let queue = Rc::new(WriterQueue::default());
-        vacant.insert(Rc::clone(&queue));
-        tokio::task::spawn_local(writer::run(Rc::clone(shard), key, queue));
+    let queue = match borrowed.writers.entry(key) {
+        Entry::Occupied(occupied) => Rc::clone(occupied.get()),
+        Entry::Vacant(vacant) => {
+            let queue = Rc::clone(vacant.insert(Rc::default()));
+            tokio::task::spawn_local(writer::run(Rc::clone(shard), key, Rc::clone(&queue)));
+            queue
+        }
+    };
+    if let Some(slot) = borrowed.slots.get_mut(index) {
+        slot.writer = Some((key, queue));
     }
 }
 
@@ -435,10 +442,15 @@ pub(crate) fn source_lost(shard: &Shared, broker: BrokerId, text: &str) {
     }
 }
 
-/// The connection to a destination broker is gone: every partition written over it is in doubt.
-pub(crate) fn destination_lost(shard: &Shared, key: WriterKey, text: &str) {
-    let indexes = attached(shard, |slot| slot.writer == Some(key));
-    if !indexes.is_empty() {
+/// The connection to a destination broker is gone: every partition written over it is in doubt. `idle`: nothing was in flight, so that a broker may just
+/// have closed a connection that was not used for long.
+pub(crate) fn destination_lost(shard: &Shared, key: WriterKey, text: &str, idle: bool) {
+    let indexes = attached(shard, |slot| {
+        slot.writer
+            .as_ref()
+            .is_some_and(|(writer, _)| *writer == key)
+    });
+    if !indexes.is_empty() && !idle {
         warn!(
             broker = key.0.0,
             partitions = indexes.len(),
@@ -473,7 +485,7 @@ impl Shard {
         if slot.listed || !slot.partition.is_ready(max_in_flight) {
             return;
         }
-        let Some(queue) = slot.writer.and_then(|key| self.writers.get(&key)) else {
+        let Some((_, queue)) = &slot.writer else {
             return;
         };
         slot.listed = true;
@@ -496,7 +508,7 @@ fn look_for_stalls(shard: &Shared) {
     for key in overdue {
         let queue = shard.borrow().writers.get(&key).map(Rc::clone);
         if let Some(queue) = queue {
-            queue.close();
+            queue.close(&format!("no answer to Produce within {PRODUCE_OVERDUE:?}"));
         }
     }
     let mut borrowed = shard.borrow_mut();
@@ -542,8 +554,11 @@ async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
         .drain()
         .map(|(_, queue)| queue)
         .collect();
-    for queue in queues {
-        queue.close();
+    for queue in &queues {
+        queue.close("the mirrors were stopped");
+    }
+    while queues.iter().any(|queue| queue.is_open()) {
+        tokio::task::yield_now().await;
     }
     for index in 0..count {
         let mut borrowed = shard.borrow_mut();

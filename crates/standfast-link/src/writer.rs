@@ -3,7 +3,7 @@
 //! A request takes at most one batch of each waiting partition (a broker refuses two), several partitions share a request, and at most five
 //! requests are in flight. So no partition ever has more than five batches in flight, and all of them travel over one connection, in order.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,12 +13,11 @@ use standfast_wire::batch::RestampedBatch;
 use standfast_wire::produce::{self, ProduceResult};
 use standfast_wire::{FrameReader, FrameWriter, ResponseError};
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::budget::Permit;
 use crate::description::MirrorTopicError;
 use crate::partition::{Doubt, Failure, Sent, Verdict};
-use crate::shard::{self, PRODUCE_OVERDUE, Shared, WriterKey};
+use crate::shard::{self, Shared, WriterKey};
 
 /// How long the destination may take to replicate a batch to its in-sync replicas.
 const PRODUCE_TIMEOUT_MS: i32 = 8_000;
@@ -34,7 +33,11 @@ pub(crate) struct WriterQueue {
     /// Requests without an answer, oldest first.
     requests: RefCell<VecDeque<Request>>,
     wake: Notify,
-    closed: CancellationToken,
+    /// Why the connection ends, once it does.
+    end: RefCell<Option<String>>,
+    ended: Notify,
+    /// The connection is closed and its tasks are gone.
+    gone: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -56,8 +59,14 @@ impl WriterQueue {
     }
 
     /// Ends the connection.
-    pub(crate) fn close(&self) {
-        self.closed.cancel();
+    pub(crate) fn close(&self, why: &str) {
+        self.end.borrow_mut().get_or_insert_with(|| why.to_owned());
+        self.ended.notify_one();
+    }
+
+    /// Whether something may still be sent.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.gone.get()
     }
 }
 
@@ -65,31 +74,40 @@ impl WriterQueue {
 pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
     let destination = shard.borrow().context.destination.clone();
     let opened = tokio::select! {
-        opened = destination.open_raw(key.0) => opened,
-        () = queue.closed.cancelled() => return,
+        opened = destination.open_raw(key.0) => Some(opened),
+        () = queue.ended.notified() => None,
     };
-    let text = match opened {
-        Ok(connection) => {
+    let mut idle = false;
+    match opened {
+        Some(Ok(connection)) => {
             let broker = connection.broker().to_string();
             let (reader, writer) = connection.into_split();
-            let text = tokio::select! {
-                text = send(&shard, &queue, writer) => text,
-                text = receive(&shard, &queue, reader) => text,
-                () = queue.closed.cancelled() => format!("broker {broker}: no answer to Produce within {PRODUCE_OVERDUE:?}"),
-            };
-            if text.contains(&broker) {
-                text
-            } else {
-                format!("broker {broker}: {text}")
+            // Two tasks, so that an answer does not poll the sender and this one sleeps until the end.
+            let sender =
+                tokio::task::spawn_local(send(Rc::clone(&shard), Rc::clone(&queue), writer));
+            let receiver =
+                tokio::task::spawn_local(receive(Rc::clone(&shard), Rc::clone(&queue), reader));
+            queue.ended.notified().await;
+            idle = queue.requests.borrow().is_empty();
+            for task in [sender, receiver] {
+                task.abort();
+                let _ = task.await;
+            }
+            let mut end = queue.end.borrow_mut();
+            if let Some(text) = end.as_mut().filter(|text| !text.contains(&broker)) {
+                *text = format!("broker {broker}: {text}");
             }
         }
-        Err(error) => error.to_string(),
-    };
+        Some(Err(error)) => queue.close(&error.to_string()),
+        None => {}
+    }
     queue.requests.borrow_mut().clear();
-    shard::destination_lost(&shard, key, &text);
+    queue.gone.set(true);
+    let text = queue.end.borrow().clone().unwrap_or_default();
+    shard::destination_lost(&shard, key, &text, idle);
 }
 
-async fn send(shard: &Shared, queue: &WriterQueue, mut writer: FrameWriter) -> String {
+async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
     let (max_in_flight, client_id) = {
         let options = &shard.borrow().context.options;
         (
@@ -103,7 +121,7 @@ async fn send(shard: &Shared, queue: &WriterQueue, mut writer: FrameWriter) -> S
             queue.wake.notified().await;
             continue;
         }
-        let Collected { parts, permits } = collect(shard, queue);
+        let Collected { parts, permits } = collect(&shard, &queue);
         if parts.is_empty() {
             if queue.ready.borrow().is_empty() {
                 queue.wake.notified().await;
@@ -140,7 +158,7 @@ async fn send(shard: &Shared, queue: &WriterQueue, mut writer: FrameWriter) -> S
             parts: remembered,
         });
         if let Err(error) = writer.write(&frame).await {
-            return error.to_string();
+            return queue.close(&error.to_string());
         }
         // The bytes are with the operating system now: nothing is sent twice from here, a doubt fetches again.
         drop(permits);
@@ -223,14 +241,14 @@ fn collect(shard: &Shared, queue: &WriterQueue) -> Collected {
     collected
 }
 
-async fn receive(shard: &Shared, queue: &WriterQueue, mut reader: FrameReader) -> String {
+async fn receive(shard: Shared, queue: Rc<WriterQueue>, mut reader: FrameReader) {
     loop {
-        let frame = match reader.read().await {
-            Ok(frame) => frame,
-            Err(error) => return error.to_string(),
+        let taken = match reader.read().await {
+            Ok(frame) => answered(&shard, &queue, frame),
+            Err(error) => Err(error.to_string()),
         };
-        if let Err(text) = answered(shard, queue, frame) {
-            return text;
+        if let Err(text) = taken {
+            return queue.close(&text);
         }
         queue.wake.notify_one();
     }
