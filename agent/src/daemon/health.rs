@@ -157,6 +157,13 @@ impl ProbeHandle {
         self.view.borrow().health
     }
 
+    /// Since the probe said UNREACHABLE; `None` if it does not.
+    pub(crate) fn unreachable_for(&self) -> Option<Duration> {
+        let view = self.view.borrow();
+        let time = Timestamp::now().duration_since(view.since);
+        (view.health == Health::Unreachable).then(|| time.unsigned_abs())
+    }
+
     /// A connection to the cluster, if there ever was one.
     pub(crate) fn cluster(&self) -> Option<Cluster> {
         self.view.borrow().cluster.clone()

@@ -158,6 +158,10 @@ impl Mirrors for LinkSet {
         }
     }
 
+    fn unreachable_for(&self, cluster: &ClusterName) -> Option<Duration> {
+        self.probes.get(cluster)?.unreachable_for()
+    }
+
     fn is_healthy(&self, cluster: &ClusterName) -> bool {
         self.probes
             .get(cluster)

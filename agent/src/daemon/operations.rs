@@ -167,8 +167,17 @@ fn log(kind: &'static str, result: &Result<Report, Failure>) {
             operation = kind, outcome = ?report.outcome, to = %report.to, epoch = ?report.epoch,
             rpo_records = ?report.rpo_records, total_ms = report.total_ms, "operation ended"
         ),
-        Err(failure) => {
-            tracing::error!(operation = kind, code = ?failure.code, error = failure.message, "operation refused or failed")
-        }
+        Err(Failure { code, message, .. }) => match code {
+            ErrorCode::OperationFailed | ErrorCode::Internal => {
+                tracing::error!(operation = kind, ?code, error = message, "operation failed");
+            }
+            // Nothing was changed, and the caller is told.
+            _ => tracing::warn!(
+                operation = kind,
+                ?code,
+                error = message,
+                "operation refused"
+            ),
+        },
     }
 }

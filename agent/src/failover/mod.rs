@@ -111,6 +111,8 @@ pub(crate) trait Mirrors: Send + Sync {
     ) -> impl Future<Output = Result<LogEnds, String>> + Send;
     /// What the health probe says.
     fn is_healthy(&self, cluster: &ClusterName) -> bool;
+    /// For how long the health probe has had no answer.
+    fn unreachable_for(&self, cluster: &ClusterName) -> Option<Duration>;
 }
 
 /// A direction of mirroring.

@@ -245,6 +245,10 @@ impl Mirrors for FakeMirrors {
             .collect())
     }
 
+    fn unreachable_for(&self, cluster: &ClusterName) -> Option<Duration> {
+        (!self.is_healthy(cluster)).then_some(Duration::from_secs(12))
+    }
+
     fn is_healthy(&self, cluster: &ClusterName) -> bool {
         let clusters = self.clusters.lock().unwrap();
         if *cluster == name("west") {
@@ -421,6 +425,10 @@ async fn the_handoff_is_written_before_the_flip_and_the_source_is_never_asked() 
 async fn asking_twice_is_safe_and_gives_the_stored_handoff() {
     let world = world().await;
     let first = world.failover(Request::default()).await.unwrap();
+    assert_eq!(
+        world.record().await.reason,
+        "failover: west unreachable for 12s"
+    );
     world.log();
     let second = world.failover(Request::default()).await.unwrap();
     assert_eq!(second.outcome, Outcome::AlreadyActive);

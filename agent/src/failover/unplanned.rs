@@ -71,7 +71,7 @@ where
     let mut next = current.value.next(
         route.to.clone(),
         FleetState::Active,
-        reason(request, &route),
+        reason(context, request, &route),
     );
     next.handoff = Some(key);
     match flip::change_record(context, steps, "flip_record", lock, &current.version, &next).await {
@@ -300,9 +300,16 @@ where
     }
 }
 
-fn reason(request: &Request, route: &Route) -> String {
-    request
-        .reason
-        .clone()
-        .unwrap_or_else(|| format!("failover from {} to {}", route.from, route.to))
+fn reason<C, M: Mirrors>(context: &Context<C, M>, request: &Request, route: &Route) -> String {
+    if let Some(reason) = &request.reason {
+        return reason.clone();
+    }
+    match context.mirrors.unreachable_for(&route.from) {
+        Some(time) => format!(
+            "failover: {} unreachable for {}s",
+            route.from,
+            time.as_secs()
+        ),
+        None => format!("failover from {} to {}", route.from, route.to),
+    }
 }
