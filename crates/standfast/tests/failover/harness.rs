@@ -21,6 +21,7 @@ pub(crate) struct World {
     pub(crate) west: KafkaCluster,
     pub(crate) east: KafkaCluster,
     pub(crate) dir: tempfile::TempDir,
+    options: DiscoveryOptions,
     discovery: Discovery,
     fleet: FleetName,
 }
@@ -28,6 +29,17 @@ pub(crate) struct World {
 impl World {
     /// Starts both clusters, each with the topic `orders`; west is active.
     pub(crate) async fn start(partitions: i32) -> Self {
+        let dir = tempfile::tempdir().expect("folder");
+        let options = DiscoveryOptions::file(dir.path());
+        Self::start_on(options, dir, partitions).await
+    }
+
+    /// The same on another discovery backend.
+    pub(crate) async fn start_on(
+        options: DiscoveryOptions,
+        dir: tempfile::TempDir,
+        partitions: i32,
+    ) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
@@ -45,9 +57,9 @@ impl World {
         };
         let (west, east) = (start(WEST), start(EAST));
         let (west, east) = (west.join().expect("west"), east.join().expect("east"));
-        let dir = tempfile::tempdir().expect("folder");
         let world = Self {
-            discovery: Discovery::new(DiscoveryOptions::file(dir.path())).expect("discovery"),
+            discovery: Discovery::new(options.clone()).expect("discovery"),
+            options,
             fleet: FleetName::new("payments").expect("name"),
             dir,
             west,
@@ -65,7 +77,7 @@ impl World {
 
     pub(crate) async fn connect(&self) -> Fleet {
         Fleet::builder("payments")
-            .discovery(DiscoveryOptions::file(self.dir.path()))
+            .discovery(self.options.clone())
             .build()
             .await
             .expect("fleet")

@@ -1,0 +1,133 @@
+//! The two applications, as child processes, through a failover.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+use standfast::discovery::{
+    ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetName, FleetRecord, FleetState,
+};
+use standfast_servers::KafkaCluster;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A child process that prints JSON lines. Killed when dropped.
+struct App {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<Value>,
+}
+
+impl App {
+    fn start(program: &str, discovery: &Path) -> Self {
+        let mut child = Command::new(program)
+            .args(["--fleet", "payments", "--discovery-dir"])
+            .arg(discovery)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout"));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                let line = line.expect("line");
+                if sender
+                    .send(serde_json::from_str(&line).expect("JSON"))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Self {
+            child,
+            stdin,
+            lines,
+        }
+    }
+
+    fn command(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("stdin");
+        writeln!(stdin, "{line}").expect("write");
+    }
+
+    fn line(&self) -> Value {
+        self.lines.recv_timeout(SOON).expect("a line in time")
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_applications_run_on_through_a_failover() {
+    let start = |name: &'static str| {
+        std::thread::spawn(move || {
+            let cluster = KafkaCluster::start(name).expect("cluster");
+            cluster.create_topic("orders", 1, &[]).expect("topic");
+            cluster
+        })
+    };
+    let (west, east) = (start("west"), start("east"));
+    let (mut west, east) = (west.join().expect("west"), east.join().expect("east"));
+    let dir = tempfile::tempdir().expect("folder");
+    let discovery = Discovery::new(DiscoveryOptions::file(dir.path())).expect("discovery");
+    let fleet = FleetName::new("payments").expect("name");
+    let name = |name: &str| ClusterName::new(name).expect("name");
+    let clusters = [
+        (name("west"), ClusterEntry::new(west.bootstrap())),
+        (name("east"), ClusterEntry::new(east.bootstrap())),
+    ];
+    let first = FleetRecord::first(name("west"), clusters.into(), "test");
+    discovery
+        .compare_and_set(&fleet, None, &first)
+        .await
+        .expect("create");
+
+    let mut producer = App::start(env!("CARGO_BIN_EXE_order-producer"), dir.path());
+    let consumer = App::start(env!("CARGO_BIN_EXE_order-consumer"), dir.path());
+    producer.command("produce 1 5");
+    for order in 1..=5 {
+        assert_eq!(producer.line()["order"], order);
+        assert_eq!(consumer.line()["order"], order.to_string());
+    }
+
+    west.kill();
+    producer.command("produce 6 10");
+    let stored = discovery.read(&fleet).await.expect("read").expect("record");
+    let next = stored
+        .value
+        .next(name("east"), FleetState::Active, "west was killed");
+    discovery
+        .compare_and_set(&fleet, Some(&stored.version), &next)
+        .await
+        .expect("flip");
+    for order in 6..=10 {
+        let acknowledged = producer.line();
+        assert_eq!(
+            (&acknowledged["order"], &acknowledged["cluster"]),
+            (&order.into(), &"east".into())
+        );
+        let received = consumer.line();
+        assert_eq!(
+            (&received["order"], &received["cluster"]),
+            (&order.to_string().into(), &"east".into())
+        );
+    }
+    producer.command("nonsense");
+    producer.stdin = None;
+    assert!(
+        producer.child.wait().expect("exit").success(),
+        "it ends with its input"
+    );
+}
