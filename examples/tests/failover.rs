@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use standfast::discovery::{
     ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetName, FleetRecord, FleetState,
+    Handoff, Timestamp,
 };
 use standfast_servers::KafkaCluster;
 
@@ -69,6 +70,32 @@ impl Drop for App {
     }
 }
 
+/// Writes five records to the first five offsets, as the link engine would have.
+fn mirror(cluster: &KafkaCluster) {
+    use std::io::Write as _;
+    let mut tool = cluster.tool_command(
+        "org.apache.kafka.tools.ConsoleProducer",
+        &[
+            "--bootstrap-server",
+            &cluster.bootstrap(),
+            "--topic",
+            "orders",
+        ],
+    );
+    let mut tool = tool
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("console producer");
+    tool.stdin
+        .take()
+        .expect("stdin")
+        .write_all(b"1\n2\n3\n4\n5\n")
+        .expect("write");
+    assert!(tool.wait().expect("exit").success());
+    assert_eq!(cluster.log_end_offsets("orders").expect("log ends"), [5]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_applications_run_on_through_a_failover() {
     let start = |name: &'static str| {
@@ -102,12 +129,24 @@ async fn both_applications_run_on_through_a_failover() {
         assert_eq!(consumer.line()["order"], order.to_string());
     }
 
+    // The agent's part: mirror the records, write down how far the mirror came, flip.
+    mirror(&east);
     west.kill();
     producer.command("produce 6 10");
     let stored = discovery.read(&fleet).await.expect("read").expect("record");
-    let next = stored
+    let mut next = stored
         .value
         .next(name("east"), FleetState::Active, "west was killed");
+    let handoff = Handoff {
+        fleet: fleet.clone(),
+        epoch: next.epoch,
+        from: name("west"),
+        to: name("east"),
+        written_at: Timestamp::now(),
+        planned: false,
+        topics: [("orders".to_owned(), vec![Some(5)])].into(),
+    };
+    next.handoff = Some(discovery.write_handoff(&handoff).await.expect("handoff"));
     discovery
         .compare_and_set(&fleet, Some(&stored.version), &next)
         .await

@@ -165,8 +165,6 @@ pub enum StartReason {
     OwnPosition,
     /// The handoff: the new cluster holds the old one's log up to here, and the consumer had read further.
     Handoff,
-    /// The new cluster's log end: the consumer had read further and there is no handoff for the partition.
-    LogEnd,
     /// The offset that the group has committed on this cluster.
     Committed,
     /// The group has no offset, or one that is out of range; [`MissingOffset`](crate::MissingOffset) chose.

@@ -33,9 +33,7 @@ pub(crate) fn destroy_without_close<C: ConsumerContext>(consumer: BaseConsumer<C
     // SAFETY: `native` comes from a live consumer that this function owned and has just forgotten, so nobody destroys
     // it twice. Messages borrow the consumer, hence none is alive; the wrapper never splits partition queues. This is
     // no librdkafka thread: with the event API callbacks run only inside `poll`.
-    unsafe {
-        sys::rd_kafka_destroy_flags(native, sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as i32)
-    };
+    unsafe { sys::rd_kafka_destroy_flags(native, sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE) };
     // SAFETY: the forgotten consumer held one strong count of the context, made by `Arc::new` in rust-rdkafka; librdkafka,
     // which knew its address as the opaque, is gone.
     unsafe { Arc::decrement_strong_count(context) };

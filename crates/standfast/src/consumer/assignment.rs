@@ -409,12 +409,9 @@ impl Held {
         committed: Option<Committed>,
     ) -> Result<(i64, StartReason), String> {
         let (topic, number) = (key.0.as_str(), key.1);
+        self.drop_useless_position(target, key);
         let mut known = Known {
-            own: self.carried.as_ref().map(|carried| Own {
-                next: carried.partition.next(),
-                from: carried.from,
-                same_cluster: carried.same_cluster,
-            }),
+            own: self.carried.as_ref().map(Own::from),
             committed,
             range: None,
             verify: self.verify,
@@ -433,6 +430,22 @@ impl Held {
                     known.range = Some(range);
                 }
             }
+        }
+    }
+
+    /// What was read on a cluster whose log is not known to be equal says nothing about this one.
+    fn drop_useless_position(&mut self, target: &Target, (topic, number): &Key) {
+        let useless = self.carried.take_if(|carried| {
+            !Own::from(&*carried).is_usable(|from| target.handoffs.bound(topic, *number, from))
+        });
+        if let Some(carried) = useless {
+            tracing::warn!(
+                topic,
+                partition = number,
+                position = carried.partition.next(),
+                "no handoff for the partition: the group's committed offset decides instead of the own position"
+            );
+            carried.partition.end();
         }
     }
 

@@ -25,8 +25,8 @@ use self::mailbox::{Item, Mailbox};
 pub use self::message::Message;
 pub use self::partition::MAX_UNACKNOWLEDGED;
 use self::partition::{HandOut, Partition};
-use self::start::Carried;
 pub use self::start::MissingOffset;
+use self::start::{Carried, Own};
 use crate::client_config::{self, Properties, Role};
 use crate::error::{Error, Result};
 use crate::event::ClientName;
@@ -400,8 +400,14 @@ impl ConsumerShared {
         self.fleet.targets.borrow().clone()
     }
 
-    fn has_carried(&self) -> bool {
-        !self.table().carried.is_empty()
+    /// Whether there is a partition that can go on at its own position.
+    fn has_usable_position(&self, target: &Target) -> bool {
+        self.table()
+            .carried
+            .iter()
+            .any(|((topic, number), carried)| {
+                Own::from(carried).is_usable(|from| target.handoffs.bound(topic, *number, from))
+            })
     }
 
     fn begin_close(&self) {

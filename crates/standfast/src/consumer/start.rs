@@ -62,6 +62,16 @@ pub(super) struct Own {
     pub(super) same_cluster: bool,
 }
 
+impl From<&Carried> for Own {
+    fn from(carried: &Carried) -> Self {
+        Self {
+            next: carried.partition.next(),
+            from: carried.from,
+            same_cluster: carried.same_cluster,
+        }
+    }
+}
+
 /// The rule's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Start {
@@ -79,8 +89,9 @@ pub(super) enum Start {
 impl Known {
     /// Decides. `bound` tells up to where the logs are equal, for who comes from an epoch.
     pub(super) fn decide(&self, bound: impl Fn(Epoch) -> Bound) -> Start {
-        let start = match (self.own, self.committed) {
-            (Some(own), committed) => own.start(committed, self.range, bound),
+        let own = self.own.filter(|own| own.is_usable(&bound));
+        let start = match (own, self.committed) {
+            (Some(own), committed) => own.start(committed, bound),
             (None, Some(committed)) => committed.start(bound),
             (None, None) => {
                 return self.by_policy("the group has no committed offset on this cluster");
@@ -117,24 +128,21 @@ impl Known {
 }
 
 impl Own {
-    fn start(
-        self,
-        committed: Option<Committed>,
-        range: Option<(i64, i64)>,
-        bound: impl Fn(Epoch) -> Bound,
-    ) -> Start {
+    /// Whether the position means anything here: the two logs are known to be equal up to somewhere. The new cluster's
+    /// log end would not do: it may hold records that were produced after the flip.
+    pub(super) fn is_usable(self, bound: impl Fn(Epoch) -> Bound) -> bool {
+        self.same_cluster || bound(self.from) != Bound::Unknown
+    }
+
+    fn start(self, committed: Option<Committed>, bound: impl Fn(Epoch) -> Bound) -> Start {
         let mirrored = match (self.same_cluster, bound(self.from)) {
-            (true, _) => self.next,
             (false, Bound::Below(offset)) => offset,
             (false, Bound::Pending) => {
                 return Start::Hold {
                     reason: "the handoff of the flip is being read".to_owned(),
                 };
             }
-            (false, Bound::Unknown) => match range {
-                Some((_, high)) => high,
-                None => return Start::NeedRange,
-            },
+            _ => self.next,
         };
         // A commit made after the flip: another member has been reading here meanwhile.
         if let Some(newer) = committed.filter(|c| c.epoch.is_some_and(|epoch| epoch > self.from))
@@ -153,10 +161,7 @@ impl Own {
         }
         Start::At {
             offset: mirrored,
-            reason: match bound(self.from) {
-                Bound::Below(_) => StartReason::Handoff,
-                _ => StartReason::LogEnd,
-            },
+            reason: StartReason::Handoff,
         }
     }
 }
@@ -243,23 +248,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_handoff_the_log_end_limits() {
-        let mut k = known(Some(7), None);
-        assert_eq!(k.decide(|_| Bound::Unknown), Start::NeedRange);
-        k.range = Some((0, 5));
-        assert_eq!(k.decide(|_| Bound::Unknown), at(5, StartReason::LogEnd));
-        k.range = Some((0, 20));
-        assert_eq!(
-            k.decide(|_| Bound::Unknown),
-            at(7, StartReason::OwnPosition)
-        );
+    fn without_a_handoff_the_own_position_means_nothing() {
+        let mut k = known(Some(7), Some((3, None)));
+        assert_eq!(k.decide(|_| Bound::Unknown), at(3, StartReason::Committed));
         assert!(matches!(k.decide(|_| Bound::Pending), Start::Hold { .. }));
+        k.committed = None;
+        assert!(matches!(k.decide(|_| Bound::Unknown), Start::Hold { .. }));
         // The same cluster needs none of it.
         if let Some(own) = &mut k.own {
             own.same_cluster = true;
         }
         assert_eq!(
-            k.decide(|_| Bound::Pending),
+            k.decide(|_| Bound::Unknown),
             at(7, StartReason::OwnPosition)
         );
     }

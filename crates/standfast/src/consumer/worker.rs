@@ -210,7 +210,7 @@ impl Loop {
     /// Stays outside the group while it has no offset on this cluster at all and none may be made up: offsets can only
     /// be synchronised into a group without members.
     fn wait_for_offsets(&mut self) -> Option<Ended> {
-        if self.shared.policy != MissingOffset::Error || self.shared.has_carried() {
+        if self.shared.policy != MissingOffset::Error || self.is_resuming() {
             return None;
         }
         let mut told = false;
@@ -239,6 +239,11 @@ impl Loop {
             self.apply_new_login();
         }
         None
+    }
+
+    fn is_resuming(&self) -> bool {
+        let target = self.shared.target();
+        target.is_some_and(|target| self.shared.has_usable_position(&target))
     }
 
     /// Looks for an offset of the group; empty if there is one, or nothing to look at; else the partitions.

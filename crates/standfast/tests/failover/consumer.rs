@@ -142,12 +142,12 @@ async fn reading_goes_back_to_the_handoff() {
     world.west.resume();
 }
 
-/// No handoff at all: the log end of the new cluster limits the position.
+/// No handoff at all, so nothing is known about the new cluster's log: the group's committed offset there decides.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_handoff_the_log_end_limits_the_position() {
+async fn without_a_handoff_the_committed_offset_decides() {
     let world = World::start(1).await;
     produce_plain(&world.west.bootstrap(), "orders", 0, numbers(0..10));
-    produce_plain(&world.east.bootstrap(), "orders", 0, numbers(0..7));
+    produce_plain(&world.east.bootstrap(), "orders", 0, numbers(0..20));
     let fleet = world.connect().await;
     let mut consumer = fleet
         .consumer("billing")
@@ -155,25 +155,26 @@ async fn without_a_handoff_the_log_end_limits_the_position() {
         .subscribe(&["orders"])
         .await
         .expect("consumer");
+    let mut kept = Vec::new();
     for _ in 0..10 {
-        let message = next(&mut consumer).await;
-        consumer.ack(&message).expect("ack");
+        kept.push(next(&mut consumer).await);
     }
-    world.flip(EAST, None).await;
+    commit(&world.east.bootstrap(), 7);
     let mut events = fleet.events();
-    let offset = event(&mut events, "started", |event| match event {
-        FleetEvent::PartitionStarted { offset, .. } => Some(offset),
+    world.flip(EAST, None).await;
+    let started = event(&mut events, "started", |event| match event {
+        FleetEvent::PartitionStarted { offset, reason, .. } => Some((offset, reason)),
         _ => None,
     })
     .await;
-    assert_eq!(offset, 7);
-    produce_plain(
-        &world.east.bootstrap(),
-        "orders",
-        0,
-        std::iter::once("after".to_owned()),
-    );
-    assert_eq!(payload(&next(&mut consumer).await), "after");
+    assert_eq!(started, (7, StartReason::Committed));
+    let message = next(&mut consumer).await;
+    assert_eq!((message.offset(), message.cluster().as_str()), (7, EAST));
+    consumer.ack(&message).expect("ack");
+    let bootstrap = world.east.bootstrap();
+    until("the commit on east", || committed(&bootstrap) == Some(8)).await;
+    consumer.ack(&kept[9]).expect("ack");
+    assert_eq!(fleet.snapshot().acks_ignored, 1, "a record of another log");
 }
 
 /// A group without offsets is held, not started anywhere, until its offsets arrive.
