@@ -146,7 +146,7 @@ fn measure(
         .create_topic(&latency_topic, dataset.partitions, &[])?;
     let topics = [dataset.topic(), latency_topic.clone()];
     step(format!("{dataset}: {tool}: starting"));
-    let mut contender = tool.prepare(clusters, dataset)?;
+    let mut contender = tool.prepare(clusters)?;
     let before = contender.usage()?;
     contender.mirror(&topics)?;
     step(format!("{dataset}: {tool}: copying"));

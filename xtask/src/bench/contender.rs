@@ -4,7 +4,6 @@ use std::fmt;
 
 use anyhow::Result;
 
-use super::dataset::Dataset;
 use super::mirrormaker::MirrorMaker;
 use super::standfast::Standfast;
 use super::{Clusters, Usage};
@@ -31,14 +30,10 @@ impl Tool {
     pub(super) const ALL: [Self; 2] = [Self::Standfast, Self::Mirrormaker2];
 
     /// Gets the tool to where it only needs to be told the topics.
-    pub(super) fn prepare(
-        self,
-        clusters: &Clusters,
-        dataset: &Dataset,
-    ) -> Result<Box<dyn Contender>> {
+    pub(super) fn prepare(self, clusters: &Clusters) -> Result<Box<dyn Contender>> {
         Ok(match self {
             Self::Standfast => Box::new(Standfast::prepare(clusters)?),
-            Self::Mirrormaker2 => Box::new(MirrorMaker::prepare(clusters, dataset)?),
+            Self::Mirrormaker2 => Box::new(MirrorMaker::prepare(clusters)?),
         })
     }
 }

@@ -28,7 +28,7 @@ const JVM_OPTIONS: [&str; 7] = [
     "-XX:InitiatingHeapOccupancyPercent=35",
     "-XX:+ExplicitGCInvokesConcurrent",
 ];
-/// As many tasks as the machine this was written on has cores; more were slower there.
+/// As many tasks as the machine that BENCHMARKS.md speaks of has cores.
 const TASKS: u32 = 2;
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct MirrorMaker {
 }
 
 impl MirrorMaker {
-    pub(super) fn prepare(clusters: &Clusters, _dataset: &Dataset) -> Result<Self> {
+    pub(super) fn prepare(clusters: &Clusters) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("standfast-mirrormaker-")
             .tempdir()
