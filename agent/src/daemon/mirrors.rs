@@ -142,10 +142,14 @@ impl Mirrors for LinkSet {
             let handle = link
                 .handle()
                 .ok_or_else(|| format!("link {} is not running", link.section().name))?;
-            handle
+            let groups = handle
                 .sync_groups_now()
                 .await
                 .map_err(|error| error.to_string())?;
+            if let Some((group, error)) = groups.into_iter().find_map(|g| Some((g.group, g.error?)))
+            {
+                return Err(format!("group {group}: {error}"));
+            }
         }
         Ok(())
     }

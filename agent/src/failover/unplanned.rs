@@ -4,7 +4,7 @@ use standfast_discovery::{Epoch, FleetRecord, FleetState, Versioned};
 
 use super::flip::{self, Flip};
 use super::report::Draft;
-use super::{Context, Coordination, Failure, Mirrors, Request, Route, Steps};
+use super::{Context, Coordination, CoordinationError, Failure, Mirrors, Request, Route, Steps};
 use crate::api::{ErrorCode, Outcome, Report};
 
 /// Makes another cluster the active one. See the module documentation for the order.
@@ -235,14 +235,20 @@ where
     let (coordination, mirrors) = (context.coordination.clone(), context.mirrors.clone());
     let (route, limit) = (draft.route.clone(), context.limits.step);
     tokio::spawn(async move {
-        loop {
-            match tokio::time::timeout(limit, coordination.read()).await {
-                Ok(Ok(Some(found))) if found.value.active == route.from => {
-                    return mirrors.resume(&route).await;
-                }
-                Ok(Ok(_)) => return,
-                Ok(Err(_)) | Err(_) => tokio::time::sleep(PAUSE).await,
+        // Under the lock, so that mirrors never go on in the middle of the next attempt.
+        let settled = async || -> Result<(), CoordinationError> {
+            let lock = coordination.lock().await?;
+            let found = coordination.read().await;
+            if let Ok(Some(found)) = &found
+                && found.value.active == route.from
+            {
+                mirrors.resume(&route).await;
             }
+            flip::release(lock).await;
+            found.map(|_| ())
+        };
+        while !matches!(tokio::time::timeout(limit, settled()).await, Ok(Ok(()))) {
+            tokio::time::sleep(PAUSE).await;
         }
     });
     let message = format!(
