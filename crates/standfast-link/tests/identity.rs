@@ -5,7 +5,7 @@ mod support;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use standfast_link::{LinkState, MirrorStatus, MirrorTopicError};
+use standfast_link::{LinkState, MirrorStatus, MirrorTopicError, PartitionState};
 use standfast_servers::KafkaCluster;
 use support::*;
 
@@ -249,6 +249,109 @@ async fn a_source_whose_log_starts_later_is_seeded() {
             .zip(&ours)
             .all(|(a, b)| a.bytes[61..] == b.bytes[61..])
     );
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seeding_goes_on_after_a_restart_and_filler_is_deleted() {
+    const BATCH: i64 = 90_000;
+    let (source, destination) = clusters();
+    source.create_topic("far", 1, &[]).unwrap();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    let nulls = batch(&vec![Record::default(); BATCH as usize], PLAIN);
+    for _ in 0..15 {
+        append(&from, "far", 0, &nulls).await.unwrap();
+    }
+    let start = 14 * BATCH;
+    let far = standfast_wire::TopicPartition::new("far", 0);
+    from.delete_records(&[(far, start)]).await[0]
+        .1
+        .as_ref()
+        .unwrap();
+    append_some(&from, "far", 0, 10).await;
+    let running = Running::start(link_options("far", source, destination, &["far"]));
+    running
+        .wait("seeding", |link| {
+            link.mirrors[0].mirror_lags.first().is_some_and(|p| {
+                p.state == PartitionState::Seeding && p.last_source_fetch_offset > 0
+            })
+        })
+        .await;
+    running.end().await;
+    let seeded = log_ends(&to, "far").await[0];
+    assert!(seeded > 0 && seeded < start, "{seeded}");
+    let running = Running::start(link_options("far", source, destination, &["far"]));
+    running.wait_caught_up(&from, "far").await;
+    assert_eq!(log_starts(&to, "far").await, [start]);
+    assert_identical(&from, &to, "far").await;
+    running.end().await;
+    // Nothing but filler and its deletion, then a start: still the same log.
+    let running = Running::start(link_options("far", source, destination, &["far"]));
+    append_some(&from, "far", 0, 10).await;
+    running.wait_caught_up(&from, "far").await;
+    assert_identical(&from, &to, "far").await;
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_topic_that_is_created_again_or_cut_is_not_mirrored_on() {
+    let (source, destination) = clusters();
+    source.create_topic("again", 1, &[]).unwrap();
+    source.create_topic("emptied", 1, &[]).unwrap();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    append_some(&from, "again", 0, 5).await;
+    append_some(&from, "emptied", 0, 5).await;
+    let options = || link_options("again", source, destination, &["again", "emptied"]);
+    let running = Running::start(options());
+    running.wait_caught_up(&from, "again").await;
+    running.wait_caught_up(&from, "emptied").await;
+    source.delete_topic("again").unwrap();
+    source.create_topic("again", 1, &[]).unwrap();
+    append_some(&from, "again", 0, 20).await;
+    running
+        .wait("another topic id", |link| {
+            link.mirrors[0].mirror_topic_error == MirrorTopicError::SourceTopicIdChanged
+        })
+        .await;
+    running.end().await;
+    // The source's retention takes all, also the last mirrored batch: mirroring goes on from there.
+    let emptied = standfast_wire::TopicPartition::new("emptied", 0);
+    from.delete_records(&[(emptied.clone(), 50)]).await[0]
+        .1
+        .as_ref()
+        .unwrap();
+    let running = Running::start(options());
+    running
+        .wait("another log", |link| {
+            link.mirrors[0].mirror_topic_error == MirrorTopicError::Diverged
+        })
+        .await;
+    append_some(&from, "emptied", 0, 1).await;
+    running
+        .wait("mirrored on", |link| {
+            link.mirrors[1].mirror_lags[0].destination_log_end_offset == Some(60)
+        })
+        .await;
+    running.end().await;
+    assert_eq!(log_ends(&to, "again").await, [50]);
+    // Retention overtakes the mirror: what is gone is named, nothing is skipped.
+    append_some(&from, "emptied", 0, 2).await;
+    from.delete_records(&[(emptied, 80)]).await[0]
+        .1
+        .as_ref()
+        .unwrap();
+    let running = Running::start(options());
+    running
+        .wait("retention", |link| {
+            link.mirrors[1].mirror_topic_error == MirrorTopicError::UnexpectedTruncation
+        })
+        .await;
+    let error = running.handle.describe().mirrors[1].mirror_lags[0]
+        .error
+        .clone()
+        .unwrap();
+    assert!(error.contains("60 to 79"), "{error}");
+    assert_eq!(log_ends(&to, "emptied").await, [60]);
     running.end().await;
 }
 

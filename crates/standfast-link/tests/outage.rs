@@ -35,6 +35,27 @@ async fn brokers_that_restart_are_waited_for_and_a_dead_source_does_not_hold_up_
     running.wait_caught_up(&from, "orders").await;
     assert_identical(&from, &to, "orders").await;
 
+    // The source hangs: seen although no connection breaks, and over when it goes on.
+    source.pause();
+    running
+        .wait("the hang is shown", |link| {
+            link.mirrors[0].mirror_status == MirrorStatus::SourceUnavailable
+        })
+        .await;
+    source.resume();
+    running
+        .wait("active again", |link| {
+            link.mirrors[0].mirror_status == MirrorStatus::Active
+        })
+        .await;
+    // The destination hangs: nothing is lost, nothing is twice.
+    destination.pause();
+    append_some(&from, "orders", 1, 50).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    destination.resume();
+    running.wait_caught_up(&from, "orders").await;
+    assert_identical(&from, &to, "orders").await;
+
     // The source is killed.
     source.kill();
     running
