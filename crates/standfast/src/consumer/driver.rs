@@ -25,6 +25,7 @@ pub(super) struct Driver {
 }
 
 struct Generation {
+    number: u64,
     target: Arc<Target>,
     // Stops the worker when dropped.
     _stop: DropGuard,
@@ -63,22 +64,34 @@ impl Driver {
     /// Compares what there is with what should be. The present generation goes on reading until the next one is ready:
     /// what it reads below the handoff is the same on the new cluster.
     fn aim_at(&mut self, target: Arc<Target>) {
+        self.settle(&target);
         if let Some(current) = &mut self.current
             && current.target.same_client(&target)
         {
             // The worker itself takes a new login up.
             current.target = target;
-            self.next = None;
             return;
         }
-        if let Some(next) = &mut self.next
-            && next.target.same_client(&target)
-            && target.new_login(&next.target).is_none()
+        match &mut self.next {
+            Some(next) => next.target = target,
+            None => self.next = self.begin(target),
+        }
+    }
+
+    /// A next generation that is no longer wanted is forbidden to take over. If it already has, it is the present one.
+    fn settle(&mut self, target: &Target) {
+        let unwanted = |next: &Generation| {
+            !next.target.same_client(target) || target.new_login(&next.target).is_some()
+        };
+        let current_fits = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.target.same_client(target));
+        if let Some(next) = self.next.take_if(|next| current_fits || unwanted(next))
+            && !self.shared.forbid(next.number)
         {
-            next.target = target;
-            return;
+            self.current = Some(next);
         }
-        self.next = self.begin(target);
     }
 
     fn begin(&mut self, target: Arc<Target>) -> Option<Generation> {
@@ -98,6 +111,7 @@ impl Driver {
             return None;
         }
         Some(Generation {
+            number: self.generations,
             target,
             _stop: stop.drop_guard(),
             ready,

@@ -309,6 +309,8 @@ pub(crate) struct ConsumerShared {
 #[derive(Debug, Default)]
 struct Table {
     generation: u64,
+    /// This one and older ones may not take over any more.
+    forbidden: u64,
     cluster: Option<ClusterName>,
     cluster_id: Option<String>,
     epoch: Epoch,
@@ -323,7 +325,7 @@ impl ConsumerShared {
     /// positions stand. False if a newer one was faster.
     fn take_over(&self, generation: u64, target: &Target, cluster_id: &str) -> bool {
         let mut table = self.table();
-        if generation <= table.generation {
+        if generation <= table.generation.max(table.forbidden) {
             return false;
         }
         let same_cluster = table.cluster_id.as_deref() == Some(cluster_id);
@@ -346,6 +348,13 @@ impl ConsumerShared {
         table.cluster_id = Some(cluster_id.to_owned());
         table.epoch = target.epoch;
         true
+    }
+
+    /// Forbids `generation` to take over; false if it already has.
+    fn forbid(&self, generation: u64) -> bool {
+        let mut table = self.table();
+        table.forbidden = generation;
+        table.generation != generation
     }
 
     fn take_carried(&self, generation: u64, key: &Key) -> Option<Carried> {

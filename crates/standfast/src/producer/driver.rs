@@ -176,7 +176,13 @@ impl Driver {
         };
         // Other addresses of the same cluster: let the old client finish, so that nothing is sent twice.
         if self.current.is_some() && self.cluster_id.as_ref() == Some(&cluster_id) {
-            self.shared.drain(DRAIN).await;
+            let mut targets = self.shared.fleet.targets.clone();
+            targets.mark_unchanged();
+            tokio::select! {
+                () = self.shared.drain(DRAIN) => {}
+                // A flip does not wait for it.
+                _ = targets.changed() => {}
+            }
         }
         self.cut_off();
         self.install(client, &attempt, cluster_id);

@@ -246,6 +246,46 @@ fn write_password(path: &std::path::Path, password: &str) {
     std::fs::rename(new, path).expect("rename");
 }
 
+/// Flips that are taken back before the clients have moved, at ever other moments.
+#[tokio::test(flavor = "multi_thread")]
+async fn flips_that_are_taken_back_leave_working_clients() {
+    let world = World::start(1).await;
+    let fleet = world.connect().await;
+    let producer = fleet.producer().build().await.expect("producer");
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    for round in 0..12_u64 {
+        world.flip(EAST, Some(vec![Some(0)])).await;
+        tokio::time::sleep(Duration::from_millis(round * 4)).await;
+        let end = world.west.log_end_offsets("orders").expect("log ends")[0];
+        world.flip(WEST, Some(vec![Some(end)])).await;
+        let text = format!("round {round}");
+        let delivery = loop {
+            let sent = producer.send(Record::to("orders").payload(text.clone()));
+            let delivery = tokio::time::timeout(SOON, sent)
+                .await
+                .expect("in time")
+                .expect("sent");
+            if delivery.cluster.as_str() == WEST {
+                break delivery;
+            }
+        };
+        let message = loop {
+            let next = tokio::time::timeout(SOON, consumer.next()).await;
+            let message = next.expect("in time").expect("open").expect("record");
+            consumer.ack(&message).expect("ack");
+            if message.cluster().as_str() == WEST && message.offset() == delivery.offset {
+                break message;
+            }
+        };
+        assert_eq!(message.payload(), Some(text.as_bytes()));
+    }
+}
+
 /// Twenty flips there and back: threads and memory come back to where they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn flips_leave_no_threads_behind() {
