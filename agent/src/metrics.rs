@@ -1,6 +1,7 @@
 //! The agent's own metrics, and the text of `/metrics`. Gauges are read from the live state at each scrape.
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
@@ -22,6 +23,17 @@ struct LinkLabels {
     link: String,
     source: String,
     destination: String,
+}
+
+/// How many operations of a kind ended how.
+pub(crate) type OperationCounts = Family<OperationLabels, Counter>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OperationLabels {
+    /// `failover` or `switchover`.
+    pub(crate) operation: String,
+    /// The report's outcome, or the error code.
+    pub(crate) outcome: String,
 }
 
 /// Everything that this agent and its links have to tell.
@@ -148,6 +160,17 @@ fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
         "1 while a failover or switchover is running at this agent",
         busy,
     );
+
+    registry.register(
+        "standfast_operations",
+        "Failovers and switchovers by outcome, dry runs and refusals included",
+        daemon.operations.counts(),
+    );
+    for (name, help, value) in daemon.fleet.stats().counters() {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name.trim_end_matches("_total"), help, counter);
+    }
 
     let healthy = Family::<ClusterLabels, Gauge>::default();
     let active = Family::<ClusterLabels, Gauge>::default();

@@ -65,6 +65,19 @@ fn checked(agent: &Agent) {
         .filter_map(|c| c["what"].as_str())
         .collect();
     assert_eq!(names, ["discovery", "cluster east", "cluster west"]);
+
+    let text = std::fs::read_to_string(agent.config()).unwrap();
+    let wrong = agent.folder.path().join("wrong.toml");
+    let text = text.replace(
+        "[clusters.east]\n",
+        "[clusters.east]\ncluster_id = \"another\"\n",
+    );
+    std::fs::write(&wrong, text).unwrap();
+    let ended = standfast(&["config", "check", &wrong.display().to_string(), "--connect"]);
+    assert!(
+        ended.code == 1 && ended.stdout.contains("expected \"another\""),
+        "{ended:?}"
+    );
 }
 
 /// A Consul that accepts and never answers: refused within the step's time, and mirroring goes on.

@@ -18,6 +18,7 @@ fn a_fleet_on_two_clusters() {
         (west.join().expect("west"), east.join().expect("east"))
     });
     planned(&west, &east);
+    hung(&west, &east);
     unplanned(&mut west, &east);
 }
 
@@ -120,6 +121,26 @@ fn planned(west: &KafkaCluster, east: &KafkaCluster) {
     let status = agent.json(&["status"]);
     assert_eq!(status["links"][0]["link_state"], "STOPPED");
     assert_eq!(status["links"][0]["reason"], "east is the active cluster");
+}
+
+/// A source that accepts connections and never answers holds a failover up no more than a dead one.
+fn hung(west: &KafkaCluster, east: &KafkaCluster) {
+    let topic = "hung";
+    let agent = start("hung", topic, west, east);
+    produce(&west.bootstrap(), topic, 0, 10);
+    agent.until("everything is mirrored", |agent| {
+        agent.mirrored(topic) == [10, 0]
+    });
+    west.pause();
+    let begin = Instant::now();
+    let report = agent.json(&["failover", "--yes"]);
+    let took = begin.elapsed();
+    west.resume();
+    assert!(took < Duration::from_secs(5), "{took:?}: {report}");
+    assert_eq!(
+        (&report["outcome"], &report["handoff_offsets"][topic]),
+        (&"FLIPPED".into(), &serde_json::json!([10, 0]))
+    );
 }
 
 /// Failover: rehearsed, refused without discovery, done with the source dead, and done only once.

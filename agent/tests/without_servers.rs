@@ -268,6 +268,10 @@ fn web_pages_cannot_post_and_errors_are_json() {
         "{metrics}"
     );
     assert!(metrics.contains("standfast_fleet_epoch -1"), "{metrics}");
+    assert_eq!(agent.cli(&["failover", "--yes"]).code, 5);
+    let metrics = request(&agent, "GET /metrics HTTP/1.1", "");
+    let counted = "standfast_operations_total{operation=\"failover\",outcome=\"REFUSED\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[test]

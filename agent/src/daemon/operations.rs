@@ -11,7 +11,8 @@ use crate::failover::{
     self, Context, DiscoveryCoordination, Drain, Failure, Limits, Mirrors, Request, Steps,
 };
 
-use super::mirrors::LinkSet;
+use super::mirrors::{LinkSet, name_of};
+use crate::metrics::{OperationCounts, OperationLabels};
 
 /// How long a drain takes at most when the caller does not say.
 const DRAIN_TIMEOUT_DEFAULT_MS: u64 = 60_000;
@@ -25,6 +26,7 @@ pub(crate) struct Operations {
     context: Arc<Context<DiscoveryCoordination, LinkSet>>,
     busy: Arc<Mutex<()>>,
     progress: watch::Sender<Option<OperationStatus>>,
+    counts: OperationCounts,
 }
 
 impl Operations {
@@ -49,12 +51,30 @@ impl Operations {
             context: Arc::new(context),
             busy: Arc::default(),
             progress: watch::Sender::new(None),
+            counts: OperationCounts::default(),
         }
     }
 
     /// What is running now.
     pub(crate) fn current(&self) -> Option<OperationStatus> {
         self.progress.borrow().clone()
+    }
+
+    /// How many ended how.
+    pub(crate) fn counts(&self) -> OperationCounts {
+        self.counts.clone()
+    }
+
+    fn count(&self, kind: &str, result: &Result<Report, Failure>) {
+        let outcome = match result {
+            Ok(report) => name_of(&report.outcome),
+            Err(failure) => name_of(&failure.code),
+        };
+        let labels = OperationLabels {
+            operation: kind.to_owned(),
+            outcome,
+        };
+        self.counts.get_or_create(&labels).inc();
     }
 
     /// Waits until nothing is running.
@@ -132,11 +152,13 @@ impl Operations {
         };
         let steps = Steps::begin(kind, self.progress.clone());
         let running = operation(Arc::clone(&self.context), steps);
+        let this = self.clone();
         // A task of its own: the caller may hang up, the operation goes on.
         let task = tokio::spawn(async move {
             let result = running.await;
             drop(busy);
             log(kind, &result);
+            this.count(kind, &result);
             result
         });
         match task.await {
