@@ -185,14 +185,12 @@ fn an_agent_without_clusters_or_record_starts_and_says_what_is_missing() {
     });
     // A dead target is refused, and the link goes on.
     let refused = agent.cli(&["failover", "--yes"]);
-    assert_eq!(refused.code, 4, "{refused:?}");
+    assert_eq!(refused.code, 5, "{refused:?}");
     assert!(
-        refused
-            .stderr
-            .contains("gave no log end of any mirror topic"),
+        refused.stderr.contains("\"east\" does not answer"),
         "{refused:?}"
     );
-    assert!(refused.stderr.contains("mirroring goes on"), "{refused:?}");
+    assert_ne!(agent.json(&["status"])["links"][0]["link_state"], "STOPPED");
     assert_eq!(agent.json(&["fleet", "show"])["record"]["epoch"], 1);
 
     let (code, time) = agent.terminate();

@@ -58,6 +58,7 @@ where
         return rehearse(context, steps, draft).await;
     }
 
+    refuse_silent_target(context, steps, &route).await?;
     carry_groups_if_possible(context, steps, &route, &mut draft).await;
     stop_mirrors(context, steps, current.value.epoch, &mut draft).await;
     if let Err(reason) = flip::refuse_dead_target(&route, &draft.topics) {
@@ -131,6 +132,28 @@ async fn rehearse<C: Coordination, M: Mirrors>(
         }
     }
     Ok(draft.finish(Outcome::DryRun, steps))
+}
+
+/// A target that the probe finds well needs no question. One that answers nothing is refused while everything still
+/// runs.
+async fn refuse_silent_target<C: Coordination, M: Mirrors>(
+    context: &Context<C, M>,
+    steps: &mut Steps,
+    route: &Route,
+) -> Result<(), Failure> {
+    if context.mirrors.is_healthy(&route.to) {
+        return Ok(());
+    }
+    let ask = context.mirrors.log_ends(&route.to, route);
+    let why = match steps.run("ask_target", context.limits.step, ask).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(late) => late.to_string(),
+    };
+    Err(Failure::refused(format!(
+        "\"{}\" does not answer, and moving applications there could only do harm; nothing was changed: {why}",
+        route.to
+    )))
 }
 
 /// Only when the probe says that the source is alive, and never for long.

@@ -206,9 +206,23 @@ async fn mirrors_wait_while_nobody_knows_whether_the_flip_happened() {
 }
 
 #[tokio::test]
-async fn a_dead_target_is_refused_and_mirroring_goes_on() {
+async fn a_dead_target_is_refused_before_anything_stops() {
     let world = world().await;
     world.clusters().destination_alive = false;
+    let failure = world.failover(Request::default()).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::Refused);
+    assert!(
+        failure.message.contains("\"east\" does not answer"),
+        "{}",
+        failure.message
+    );
+    assert_eq!(world.log(), ["lock", "read", "release"]);
+}
+
+#[tokio::test]
+async fn a_target_that_dies_on_the_way_is_refused_and_mirroring_goes_on() {
+    let world = world().await;
+    world.clusters().destination_dies_at_stop = true;
     let failure = world.failover(Request::default()).await.unwrap_err();
     assert!(
         failure.message.contains("\"east\" gave no log end"),

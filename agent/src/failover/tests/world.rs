@@ -148,6 +148,7 @@ pub(super) struct Clusters {
     pub(super) running: bool,
     pub(super) source_alive: bool,
     pub(super) destination_alive: bool,
+    pub(super) destination_dies_at_stop: bool,
     /// Records that a producer adds to partition 1 at every look, from then on.
     pub(super) growing: i64,
     pub(super) grow_after: Option<&'static str>,
@@ -199,7 +200,10 @@ impl Mirrors for FakeMirrors {
 
     async fn stop(&self, _: &Route, _: Epoch, _: Duration) -> Vec<TopicReport> {
         happen(&self.faults, "stop").await;
-        self.clusters.lock().unwrap().running = false;
+        let mut clusters = self.clusters.lock().unwrap();
+        clusters.running = false;
+        clusters.destination_alive &= !clusters.destination_dies_at_stop;
+        drop(clusters);
         let mut faults = self.faults.lock().unwrap();
         faults.lock_expired = faults.lock_expires_at_stop;
         drop(faults);
@@ -220,6 +224,9 @@ impl Mirrors for FakeMirrors {
     async fn log_ends(&self, cluster: &ClusterName, _: &Route) -> Result<LogEnds, String> {
         let is_source = *cluster == name("west");
         let mut clusters = self.clusters.lock().unwrap();
+        if !is_source && !clusters.destination_alive {
+            return Err("connection refused".to_owned());
+        }
         if is_source {
             assert!(clusters.source_alive, "a dead source was asked");
             let growth = clusters.growing;
