@@ -12,6 +12,7 @@ mod error;
 mod fetcher;
 mod groups;
 mod guard;
+mod handle;
 mod identity;
 mod link;
 mod metrics;
@@ -29,7 +30,8 @@ pub use description::{
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,
 };
 pub use error::Error;
-pub use link::{Link, LinkHandle};
+pub use handle::LinkHandle;
+pub use link::Link;
 pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
     ProduceOptions,

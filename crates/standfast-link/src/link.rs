@@ -1,23 +1,22 @@
 //! The control plane of a link: connects, finds the producer id, creates the topics, starts the shards and watches over them.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use standfast_wire::{Cluster, ClusterOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::description::{
-    GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, StoppedMirror,
-};
+use crate::description::{GroupDescription, LinkState, MirrorDescription};
+use crate::handle::LinkHandle;
 use crate::options::LinkOptions;
-use crate::partition::{PartitionId, Side};
+use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::topics::{self, Topic};
-use crate::{Error, calls, groups, guard, identity, metrics};
+use crate::{Error, groups, guard, identity};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -28,21 +27,9 @@ const THREAD_CHECK: Duration = Duration::from_secs(1);
 /// The data threads must end within this time of a shutdown.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(800);
 
-/// How long the destination may take to answer for its log ends after the mirrors were stopped.
-const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
-
-/// How long requests without an answer are given to land before the log ends are asked for.
-const UNANSWERED_SETTLES: Duration = Duration::from_millis(500);
-
 /// A link engine, ready to run.
 #[derive(Debug)]
 pub struct Link {
-    inner: Arc<Inner>,
-}
-
-/// Asks and steers a running link. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct LinkHandle {
     inner: Arc<Inner>,
 }
 
@@ -279,7 +266,7 @@ impl Inner {
         };
     }
 
-    fn state(&self, mirrors: &[MirrorDescription]) -> (LinkState, Option<String>) {
+    pub(crate) fn state(&self, mirrors: &[MirrorDescription]) -> (LinkState, Option<String>) {
         use crate::description::PartitionState::SourceUnavailable;
         if self.stop.is_cancelled() {
             return (LinkState::Stopped, None);
@@ -329,220 +316,5 @@ impl Inner {
             },
             None,
         )
-    }
-}
-
-impl LinkHandle {
-    /// The link as it is now. Never waits for a cluster.
-    pub fn describe(&self) -> LinkDescription {
-        let inner = &self.inner;
-        let name = inner.options.name.as_str();
-        let mirrors: Vec<MirrorDescription> = inner
-            .topics()
-            .iter()
-            .map(|topic| topic.describe(name))
-            .collect();
-        let (link_state, link_error) = inner.state(&mirrors);
-        let id = inner.producer_id.load(Ordering::Acquire);
-        LinkDescription {
-            link_name: name.to_owned(),
-            link_state,
-            link_error,
-            source_cluster_id: inner.source.get().map(|c| c.cluster_id().to_owned()),
-            destination_cluster_id: inner.destination.get().map(|c| c.cluster_id().to_owned()),
-            producer_id: (id >= 0).then_some(id),
-            mirrors,
-            groups: inner.groups().clone(),
-        }
-    }
-
-    /// Failover: stops all mirrors for good. Waits until what is in flight is answered, at most `deadline`; then the connections are closed, and after
-    /// this returns nothing is appended. Never waits for the source. May be called again.
-    pub async fn stop_mirrors(&self, deadline: Duration) -> Result<Vec<StoppedMirror>, Error> {
-        let inner = &self.inner;
-        inner.stop.cancel();
-        let until = Instant::now() + deadline;
-        let mut answers = Vec::new();
-        for shard in inner.all_shards() {
-            let (done, answer) = oneshot::channel();
-            if shard
-                .send(Command::Stop {
-                    deadline: until,
-                    done,
-                })
-                .await
-                .is_ok()
-            {
-                answers.push(answer);
-            }
-        }
-        let mut drained = true;
-        for answer in answers {
-            drained &= answer.await.unwrap_or(false);
-        }
-        let Some(destination) = inner.destination.get() else {
-            return Err(Error::NotConnected {
-                link: inner.options.name.to_string(),
-                cluster: "destination",
-            });
-        };
-        if !drained {
-            // Requests that were never answered may still wait in the broker's queue.
-            tokio::time::sleep(UNANSWERED_SETTLES).await;
-        }
-        let ids = self.partitions(destination).await?;
-        let asked = calls::log_ends(destination, &ids);
-        let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {
-            ids.iter().map(|id| (id.clone(), Err(format!("the destination did not answer for its log end within {LOG_ENDS_MAX:?}")))).collect()
-        });
-        let topics = inner.topics();
-        Ok(ids
-            .iter()
-            .map(|id| {
-                let end = ends
-                    .get(id)
-                    .cloned()
-                    .unwrap_or_else(|| Err("the destination did not name a log end".to_owned()));
-                topics::status(&topics, id).describe_stopped(&id.topic, id.partition, drained, end)
-            })
-            .collect())
-    }
-
-    /// The partitions known to the link; for topics that it could not start (the source was never reached), those that the destination knows.
-    async fn partitions(&self, destination: &Cluster) -> Result<Vec<PartitionId>, Error> {
-        let unknown: Vec<Arc<str>> = self
-            .inner
-            .topics()
-            .iter()
-            .filter(|t| t.partitions().is_empty())
-            .map(|t| t.name())
-            .collect();
-        let mut ids: Vec<PartitionId> = self.inner.topics().iter().flat_map(Topic::ids).collect();
-        if !unknown.is_empty() {
-            let names: Vec<&str> = unknown.iter().map(|n| &**n).collect();
-            let metadata = destination
-                .topics(&names)
-                .await
-                .map_err(|source| self.error("destination", source))?;
-            for topic in unknown {
-                let count = metadata
-                    .topics
-                    .get(&topic)
-                    .map_or(0, |t| t.partitions.len());
-                ids.extend(
-                    (0..i32::try_from(count).unwrap_or(0)).map(|partition| PartitionId {
-                        topic: Arc::clone(&topic),
-                        partition,
-                    }),
-                );
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Asks both clusters for their log ends: first the source, then the destination, so that no record is counted as mirrored too early.
-    pub async fn lag_now(&self) -> Result<Vec<LagNow>, Error> {
-        let link = || self.inner.options.name.to_string();
-        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
-            link: link(),
-            cluster: "source",
-        })?;
-        let destination = self
-            .inner
-            .destination
-            .get()
-            .ok_or_else(|| Error::NotConnected {
-                link: link(),
-                cluster: "destination",
-            })?;
-        let metadata = source
-            .topics(
-                &self
-                    .inner
-                    .options
-                    .topics
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>(),
-            )
-            .await
-            .map_err(|e| self.error("source", e))?;
-        let ids: Vec<PartitionId> = self
-            .inner
-            .topics()
-            .iter()
-            .flat_map(|topic| {
-                let name = topic.name();
-                let count = metadata
-                    .topics
-                    .get(&name)
-                    .map_or(0, |t| i32::try_from(t.partitions.len()).unwrap_or(0));
-                (0..count).map(move |partition| PartitionId {
-                    topic: Arc::clone(&name),
-                    partition,
-                })
-            })
-            .collect();
-        let mut source_ends = calls::log_ends(source, &ids).await;
-        let mut destination_ends = calls::log_ends(destination, &ids).await;
-        let unanswered = |cluster: &'static str, text: String| Error::LogEnd {
-            link: link(),
-            cluster,
-            reason: text,
-        };
-        let missing = || Err("no answer".to_owned());
-        ids.into_iter()
-            .map(|id| {
-                let source_end = source_ends
-                    .remove(&id)
-                    .unwrap_or_else(missing)
-                    .map_err(|t| unanswered("source", format!("{id}: {t}")))?;
-                let destination_end = destination_ends
-                    .remove(&id)
-                    .unwrap_or_else(missing)
-                    .map_err(|t| unanswered("destination", format!("{id}: {t}")))?;
-                Ok(LagNow {
-                    topic: id.topic.to_string(),
-                    partition: id.partition,
-                    source_log_end_offset: source_end,
-                    destination_log_end_offset: destination_end,
-                })
-            })
-            .collect()
-    }
-
-    /// Carries the offsets of all groups over now, instead of at the next interval.
-    pub async fn sync_groups_now(&self) -> Result<Vec<GroupDescription>, Error> {
-        let link = || self.inner.options.name.to_string();
-        if self.inner.stop.is_cancelled() {
-            return Err(Error::NotRunning { link: link() });
-        }
-        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
-            link: link(),
-            cluster: "source",
-        })?;
-        let destination = self
-            .inner
-            .destination
-            .get()
-            .ok_or_else(|| Error::NotConnected {
-                link: link(),
-                cluster: "destination",
-            })?;
-        groups::sync(&self.inner, source, destination).await;
-        Ok(self.inner.groups().clone())
-    }
-
-    /// Registers the link's metrics; they are read at each scrape.
-    pub fn metrics(&self, registry: &mut prometheus_client::registry::Registry) {
-        registry.register_collector(Box::new(metrics::Collector::new(self.clone())));
-    }
-
-    fn error(&self, cluster: &'static str, source: standfast_wire::Error) -> Error {
-        Error::Cluster {
-            link: self.inner.options.name.to_string(),
-            cluster,
-            source,
-        }
     }
 }
