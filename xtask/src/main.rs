@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask test`, `servers` and `bench`.
+//! Developer commands: `cargo xtask demo`, `test`, `servers` and `bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod demo;
 mod servers;
 mod test;
 
@@ -19,6 +20,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The main job on real servers: two clusters linked, one killed, the applications go on
+    Demo(demo::Arguments),
     /// Build everything, obtain the real servers, run every test
     Test(test::Arguments),
     /// Two Kafka clusters (west, east), Consul and Vault in the background, for hand work
@@ -31,6 +34,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Servers(command) => servers::run(&command),
         Command::Bench(command) => bench::run(&command),

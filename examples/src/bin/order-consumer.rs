@@ -1,13 +1,14 @@
 //! Consumes orders and goes on consuming through a failover.
 //!
 //! Prints one JSON line on stdout for every order and acknowledges it. Runs until it is interrupted or terminated, then commits and leaves
-//! its group.
+//! its group. With `--commands` it also obeys lines on stdin, `pause` and `resume`, and ends with its input.
 #![forbid(unsafe_code)]
 
 use clap::Parser;
 use serde::Serialize;
 use standfast::{Message, MissingOffset};
 use standfast_examples::{FleetArgs, init_logging};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
@@ -24,6 +25,9 @@ struct Cli {
     /// Where to start if the group has no committed offset.
     #[arg(long, value_enum, default_value = "earliest")]
     on_missing_offset: OnMissingOffset,
+    /// Obey `pause` and `resume` on stdin, and end with it.
+    #[arg(long)]
+    commands: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -59,9 +63,21 @@ async fn main() -> anyhow::Result<()> {
         .await?;
 
     let mut terminated = signal(SignalKind::terminate())?;
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    let mut paused = false;
     loop {
         let message = tokio::select! {
-            message = consumer.next() => message,
+            message = consumer.next(), if !paused => message,
+            command = commands.next_line(), if cli.commands => {
+                match command?.as_deref() {
+                    Some("pause") => paused = true,
+                    Some("resume") => paused = false,
+                    Some(other) => eprintln!("{other:?} is no command, write: pause or resume"),
+                    None => break,
+                }
+                println!("{}", serde_json::json!({ "event": if paused { "paused" } else { "running" } }));
+                continue;
+            }
             _ = tokio::signal::ctrl_c() => break,
             _ = terminated.recv() => break,
         };
