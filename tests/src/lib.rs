@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod compare;
 pub mod load;
 pub mod pair;
 pub mod wait;

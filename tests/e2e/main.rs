@@ -1,0 +1,15 @@
+//! End-to-end tests: the `standfast` binary and the wrapper on real servers. One file per theme.
+
+mod crash;
+mod divergence;
+mod identity;
+
+use std::sync::OnceLock;
+
+use standfast_tests::pair::Pair;
+
+/// The pair of clusters for tests that stop no server; each test uses topics of its own. It ends with this process.
+pub(crate) fn shared_pair() -> &'static Pair {
+    static PAIR: OnceLock<Pair> = OnceLock::new();
+    PAIR.get_or_init(Pair::start)
+}

@@ -1,0 +1,137 @@
+//! Whether two logs are the same, byte for byte where the link does not own the bytes.
+
+use standfast_wire::batch::{HEADER_LEN, RawBatch};
+use standfast_wire::{Cluster, ClusterOptions};
+
+use crate::load;
+
+const FETCH_BYTES: i32 = 4 << 20;
+/// Base offset, length, leader epoch, magic and CRC: the broker's and the link's own, apart from the offset, which is compared as a number.
+const AFTER_CRC: usize = 21;
+/// Producer id, epoch and base sequence: the link's own.
+const STAMP: std::ops::Range<usize> = 43..57;
+
+/// What was compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Batches on each side.
+    pub batches: usize,
+    /// Offsets on each side.
+    pub records: i64,
+}
+
+/// Panics with the first difference between a topic's logs on two clusters; compares raw batches.
+///
+/// Equal means: the same log ends, the same batch boundaries, and in each batch the same bytes after the CRC field but for
+/// producer id, epoch and base sequence. The CRC of each side is checked.
+pub fn assert_same_batches(west: &str, east: &str, topic: &str, partitions: i32) -> Compared {
+    runtime().block_on(async {
+        let (west, east) = (connect(west).await, connect(east).await);
+        let mut compared = Compared::default();
+        for partition in 0..partitions {
+            let (on_west, on_east) = (
+                log_of(&west, topic, partition).await,
+                log_of(&east, topic, partition).await,
+            );
+            for (left, right) in on_west.iter().zip(&on_east) {
+                assert_same(topic, partition, left, right);
+                compared.records += right.header.next_offset() - right.header.base_offset;
+            }
+            let ends = |log: &[RawBatch]| {
+                (
+                    log.len(),
+                    log.last().map_or(0, |batch| batch.header.next_offset()),
+                )
+            };
+            assert_eq!(
+                ends(&on_west),
+                ends(&on_east),
+                "{topic}-{partition}: batches and log end, west and east"
+            );
+            compared.batches += on_east.len();
+        }
+        compared
+    })
+}
+
+/// Panics with the first difference between what an independent consumer reads on each side.
+pub fn assert_same_records(west: &str, east: &str, topic: &str, ends: &[i64]) {
+    for (partition, end) in (0i32..).zip(ends) {
+        let on_west = load::read(west, topic, partition, *end);
+        let on_east = load::read(east, topic, partition, *end);
+        assert_eq!(
+            on_west.len(),
+            on_east.len(),
+            "{topic}-{partition}: number of records"
+        );
+        for (left, right) in on_west.iter().zip(&on_east) {
+            assert!(
+                left == right,
+                "{topic}-{partition}: offset {} differs from offset {}",
+                left.offset,
+                right.offset
+            );
+        }
+    }
+}
+
+fn assert_same(topic: &str, partition: i32, left: &RawBatch, right: &RawBatch) {
+    let at = format!("{topic}-{partition} at offset {}", left.header.base_offset);
+    left.verify_crc()
+        .unwrap_or_else(|error| panic!("{at}, west: {error}"));
+    right
+        .verify_crc()
+        .unwrap_or_else(|error| panic!("{at}, east: {error}"));
+    assert_eq!(
+        left.header.base_offset, right.header.base_offset,
+        "{at}: base offset"
+    );
+    assert_eq!(left.bytes.len(), right.bytes.len(), "{at}: length");
+    let owned = |index: &usize| STAMP.contains(index);
+    let header = (AFTER_CRC..HEADER_LEN).filter(|index| !owned(index));
+    for index in header {
+        assert_eq!(
+            left.bytes[index], right.bytes[index],
+            "{at}: header byte {index}"
+        );
+    }
+    assert!(
+        left.bytes[HEADER_LEN..] == right.bytes[HEADER_LEN..],
+        "{at}: records differ"
+    );
+}
+
+async fn connect(bootstrap: &str) -> Cluster {
+    let bootstrap = bootstrap
+        .split(',')
+        .map(|address| address.parse().expect("host:port"))
+        .collect();
+    let options = ClusterOptions {
+        bootstrap,
+        ..ClusterOptions::default()
+    };
+    Cluster::connect(options).await.expect("connect")
+}
+
+async fn log_of(cluster: &Cluster, topic: &str, partition: i32) -> Vec<RawBatch> {
+    let mut log: Vec<RawBatch> = Vec::new();
+    let mut offset = 0;
+    loop {
+        let fetched = cluster
+            .fetch_batches(topic, partition, offset, FETCH_BYTES)
+            .await
+            .expect("fetch");
+        let Some(last) = fetched.batches.last() else {
+            return log;
+        };
+        offset = last.header.next_offset();
+        log.extend(fetched.batches);
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime")
+}
