@@ -1,15 +1,15 @@
 //! The `standfast` binary as a child process, and its command line.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use standfast_servers::{Profile, workspace_program};
+use standfast_servers::{Profile, ServerProcess, workspace_program};
 
 use crate::pair::Pair;
 use crate::wait;
@@ -28,15 +28,17 @@ pub struct AgentConfig {
     pub discovery: String,
     /// The `[secrets]` table, without its heading.
     pub secrets: String,
-    /// Further lines of `[clusters.west]` and `[clusters.east]`, after name and bootstrap.
-    pub cluster_lines: String,
+    /// Further lines of `[clusters.west]`.
+    pub west_lines: String,
+    /// Further lines of `[clusters.east]`.
+    pub east_lines: String,
     /// Bootstrap of west and east.
     pub bootstrap: [String; 2],
     /// Mirrored topics of the link west → east.
     pub topics: Vec<String>,
     /// Groups whose offsets are carried over.
     pub groups: Vec<String>,
-    /// Further lines of the link's table.
+    /// Further lines of the link's table, and further tables after it.
     pub link_lines: String,
 }
 
@@ -47,7 +49,8 @@ impl AgentConfig {
             name: "east-1".to_owned(),
             discovery: format!("backend = \"file\"\npath = {:?}", pair.discovery_folder()),
             secrets: "backend = \"none\"".to_owned(),
-            cluster_lines: String::new(),
+            west_lines: String::new(),
+            east_lines: String::new(),
             bootstrap: [pair.west.bootstrap(), pair.east.bootstrap()],
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
             groups: Vec::new(),
@@ -60,7 +63,8 @@ impl AgentConfig {
             name,
             discovery,
             secrets,
-            cluster_lines,
+            west_lines,
+            east_lines,
             bootstrap,
             topics,
             groups,
@@ -70,7 +74,7 @@ impl AgentConfig {
         format!(
             "[agent]\nname = {name:?}\nlisten = {listen:?}\ndata_dir = {data_dir:?}\n\n\
              [fleet]\nname = \"payments\"\n\n[discovery]\n{discovery}\n\n[secrets]\n{secrets}\n\n\
-             [clusters.west]\nbootstrap = {west:?}\n{cluster_lines}\n\n[clusters.east]\nbootstrap = {east:?}\n{cluster_lines}\n\n\
+             [clusters.west]\nbootstrap = {west:?}\n{west_lines}\n\n[clusters.east]\nbootstrap = {east:?}\n{east_lines}\n\n\
              [[links]]\nname = \"west-to-east\"\nsource = \"west\"\ndestination = \"east\"\ntopics = {topics:?}\ngroups = {groups:?}\n{link_lines}\n"
         )
     }
@@ -79,7 +83,7 @@ impl AgentConfig {
 /// A running agent. Dropping it kills it.
 #[derive(Debug)]
 pub struct Agent {
-    child: Option<Child>,
+    process: Option<ServerProcess>,
     folder: PathBuf,
     listen: String,
 }
@@ -119,7 +123,7 @@ impl Agent {
         let text = config.render(&listen, &folder.join("data"));
         fs::write(folder.join("agent.toml"), text).expect("write agent.toml");
         Self {
-            child: None,
+            process: None,
             folder,
             listen,
         }
@@ -135,32 +139,20 @@ impl Agent {
         format!("http://{}", self.listen)
     }
 
-    /// Starts the process, which appends to its log.
+    /// Starts the process, which appends to its log. It does not outlive this one, even if that is killed.
     pub fn spawn(&mut self) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.join("agent.log"))
-            .expect("agent.log");
-        let child = Command::new(program())
+        let mut command = Command::new(program());
+        command
             .args(["agent", "--config", &self.config_file()])
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("agent.log"))
-            .stderr(log)
-            .spawn()
-            .expect("start the agent");
-        self.child = Some(child);
+            .env("RUST_LOG", "info");
+        let process = ServerProcess::spawn(command, &self.folder.join("agent.log"), None);
+        self.process = Some(process.expect("start the agent"));
     }
 
     /// Waits until the HTTP API answers.
     pub fn wait_ready(&mut self) {
         wait::until("the agent answers", READY, || {
-            if let Some(status) = self
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten())
-            {
+            if let Some(status) = self.process.as_mut().and_then(ServerProcess::exited) {
                 panic!("the agent ended with {status}:\n{}", self.log());
             }
             let output = self.cli(&["status", "--output", "json"]);
@@ -179,32 +171,29 @@ impl Agent {
 
     /// Process id.
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.process.as_ref().map_or(0, ServerProcess::pid)
     }
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signal the agent");
+        if let Some(process) = &self.process {
+            kill(Pid::from_raw(process.pid().cast_signed()), signal).expect("signal the agent");
         }
     }
 
     /// SIGKILL, as a lost machine.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.process = None;
     }
 
     /// SIGTERM; returns whether the exit status was success. Panics when it does not end in time.
     pub fn stop(&mut self) -> bool {
         self.signal(Signal::SIGTERM);
-        let Some(mut child) = self.child.take() else {
+        let Some(mut process) = self.process.take() else {
             return false;
         };
         let status = wait::until("the agent ends after SIGTERM", EXIT, || {
-            child.try_wait().ok().flatten().ok_or("still running")
+            process.exited().ok_or("still running")
         });
         status.success()
     }

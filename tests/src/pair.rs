@@ -22,8 +22,10 @@ impl Pair {
         Self::start_with(KafkaCluster::builder("west"), KafkaCluster::builder("east"))
     }
 
-    /// Starts two clusters as described, side by side.
+    /// Starts two clusters as described, side by side. They keep records for ever: those of some tests are dated years back, and
+    /// the brokers would delete them half a minute after their start.
     pub fn start_with(west: KafkaBuilder, east: KafkaBuilder) -> Self {
+        let [west, east] = [west, east].map(|cluster| cluster.property("log.retention.ms", "-1"));
         let (west, east) = thread::scope(|scope| {
             let west = scope.spawn(|| west.start().expect("west starts"));
             let east = scope.spawn(|| east.start().expect("east starts"));
