@@ -2,7 +2,9 @@
 
 mod crash;
 mod divergence;
+mod failover;
 mod identity;
+mod switchover;
 
 use std::sync::OnceLock;
 

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod application;
 pub mod compare;
+pub mod faulty;
 pub mod load;
 pub mod pair;
 pub mod wait;
