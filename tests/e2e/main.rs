@@ -4,6 +4,7 @@ mod crash;
 mod divergence;
 mod failover;
 mod identity;
+mod outages;
 mod switchover;
 
 use std::sync::OnceLock;
