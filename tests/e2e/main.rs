@@ -1,5 +1,6 @@
 //! End-to-end tests: the `standfast` binary and the wrapper on real servers. One file per theme.
 
+mod bad_input;
 mod crash;
 mod divergence;
 mod failover;

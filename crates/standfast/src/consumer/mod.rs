@@ -1,7 +1,6 @@
 //! A consumer that follows the active cluster.
 
 mod assignment;
-mod context;
 mod driver;
 mod mailbox;
 mod message;
