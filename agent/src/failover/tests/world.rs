@@ -57,6 +57,13 @@ impl FaultyCoordination {
 }
 
 /// Notes the event; hangs for ever if the operation is to die here.
+impl Faults {
+    /// Whether the step to die at was reached.
+    fn hangs(&self) -> bool {
+        self.log.last().map(String::as_str) == self.die_at
+    }
+}
+
 pub(super) async fn happen(faults: &Shared<Faults>, event: &str) {
     let dies = {
         let mut faults = faults.lock().unwrap();
@@ -355,6 +362,20 @@ impl World {
 
     pub(super) fn clusters(&self) -> std::sync::MutexGuard<'_, Clusters> {
         self.clusters.lock().unwrap()
+    }
+
+    /// Drops `operation` once it hangs in the step of [`Faults::die_at`], as a killed agent would leave it.
+    pub(super) async fn dies_in<T: std::fmt::Debug>(&self, operation: impl Future<Output = T>) {
+        let reached = async {
+            while !self.faults().hangs() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            ended = operation => panic!("it was to die on the way: {ended:?}"),
+            () = reached => {}
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("never got to the step"),
+        }
     }
 
     pub(super) fn log(&self) -> Vec<String> {
