@@ -5,7 +5,10 @@ use standfast_discovery::{Epoch, FleetRecord, FleetState, Versioned};
 use super::flip::{self, Flip};
 use super::report::Draft;
 use super::{Context, Coordination, CoordinationError, Failure, Mirrors, Request, Route, Steps};
-use crate::api::{ErrorCode, Outcome, Report};
+use crate::api::{ErrorCode, Outcome, Report, TopicReport};
+
+/// The state of a mirror whose source does not answer.
+const SOURCE_UNAVAILABLE: &str = "SOURCE_UNAVAILABLE";
 
 /// Makes another cluster the active one. See the module documentation for the order.
 ///
@@ -81,10 +84,7 @@ where
         Flip::Unknown(reason) => return Err(wait_for_discovery(context, steps, draft, reason)),
     }
     draft.epoch = Some(next.epoch);
-    let complete = draft
-        .topics
-        .iter()
-        .all(crate::api::TopicReport::is_complete);
+    let complete = draft.topics.iter().all(TopicReport::is_complete);
     let outcome = if complete {
         Outcome::Flipped
     } else {
@@ -156,14 +156,17 @@ async fn refuse_silent_target<C: Coordination, M: Mirrors>(
     )))
 }
 
-/// Only when the probe says that the source is alive, and never for long.
+/// Only when the source is alive, and never for long. The links see a lost source at once, the probe after some tries.
 pub(super) async fn carry_groups_if_possible<C: Coordination, M: Mirrors>(
     context: &Context<C, M>,
     steps: &mut Steps,
     route: &Route,
     draft: &mut Draft,
 ) {
-    if !context.mirrors.is_healthy(&route.from) {
+    let lost = |topic: &TopicReport| topic.mirror_status == SOURCE_UNAVAILABLE;
+    if !context.mirrors.is_healthy(&route.from)
+        || context.mirrors.last_known(route).iter().any(lost)
+    {
         return;
     }
     let problem = match steps

@@ -40,6 +40,8 @@ const PRODUCER_FIXED: &[(&str, &str)] = &[
 ];
 
 const CONSUMER: &[(&str, &str)] = &[
+    // A commit on its way to a frozen cluster holds up the end of the old client for this long; the default is 60 s.
+    ("socket.timeout.ms", "10000"),
     // The time until the group notices that this process died.
     ("session.timeout.ms", "10000"),
     ("heartbeat.interval.ms", "3000"),

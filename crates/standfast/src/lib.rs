@@ -62,6 +62,7 @@
 //! | `metadata.recovery.strategy` (fixed) | `none` | a client must not look for another cluster by itself |
 //! | `enable.auto.commit`, `enable.auto.offset.store` (fixed) | `false` | only acknowledged records are committed |
 //! | `auto.offset.reset` (fixed) | `error` | [`MissingOffset`] decides, never a silent jump |
+//! | `socket.timeout.ms` (consumer) | `10000` | an old client of a frozen cluster is gone sooner |
 //! | `session.timeout.ms` | `10000` | a dead member is noticed sooner |
 //! | `socket.connection.setup.timeout.ms`, `reconnect.backoff.max.ms` | `5000`, `1000` | a dead broker costs little time |
 //! | `allow.auto.create.topics` | `false` | a missing mirror topic must be seen |

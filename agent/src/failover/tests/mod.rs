@@ -310,6 +310,15 @@ async fn the_lock_of_another_is_respected() {
 }
 
 #[tokio::test]
+async fn groups_wait_for_no_source_that_the_link_has_just_lost() {
+    let world = world().await;
+    world.clusters().source_alive = true;
+    world.clusters().source_just_lost = true;
+    world.failover(Request::default()).await.unwrap();
+    assert!(world.log().iter().all(|step| step != "sync_groups"));
+}
+
+#[tokio::test]
 async fn a_switchover_drains_and_loses_nothing() {
     let world = world().await;
     world.clusters().source_alive = true;

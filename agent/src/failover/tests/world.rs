@@ -154,6 +154,8 @@ pub(super) struct Clusters {
     pub(super) destination: Vec<i64>,
     pub(super) running: bool,
     pub(super) source_alive: bool,
+    /// The link has lost the source; the probe has not noticed yet.
+    pub(super) source_just_lost: bool,
     pub(super) destination_alive: bool,
     pub(super) destination_dies_at_stop: bool,
     /// Records that a producer adds to partition 1 at every look, from then on.
@@ -202,7 +204,8 @@ impl Mirrors for FakeMirrors {
     }
 
     fn last_known(&self, _: &Route) -> Vec<TopicReport> {
-        self.report("ACTIVE")
+        let lost = self.clusters.lock().unwrap().source_just_lost;
+        self.report(if lost { "SOURCE_UNAVAILABLE" } else { "ACTIVE" })
     }
 
     async fn stop(&self, _: &Route, _: Epoch, _: Duration) -> Vec<TopicReport> {

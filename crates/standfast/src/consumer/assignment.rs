@@ -9,9 +9,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::ConsumerShared;
+use super::context::WorkerContext;
 use super::partition::Partition;
 use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch};
-use super::worker::WorkerContext;
 use crate::event::{FleetEvent, StartReason};
 use crate::ffi::{self, CommitQueue};
 use crate::stats::add;

@@ -1,6 +1,7 @@
 //! A consumer that follows the active cluster.
 
 mod assignment;
+mod context;
 mod driver;
 mod mailbox;
 mod message;

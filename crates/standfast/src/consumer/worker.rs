@@ -1,23 +1,21 @@
 //! One generation of a consumer: an rdkafka client of one cluster on a thread of its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::statistics::Statistics;
-use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::ConsumerShared;
 use super::assignment::Assignment;
+use super::context::{WorkerContext, retire};
 use super::mailbox::Item;
 use super::message::{Message, Source};
 use super::start::MissingOffset;
@@ -26,9 +24,9 @@ use crate::client_log::ClientLog;
 use crate::connect::Connect;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
+use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
-use crate::{ffi, reaper};
 
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -51,12 +49,6 @@ const ROOM: Duration = Duration::from_millis(50);
 
 /// How long the last commit of a closing consumer may take.
 const LAST_COMMIT: Duration = Duration::from_secs(1);
-
-/// How long an old client may take to find out whether its coordinator is alive.
-const COORDINATOR: Duration = Duration::from_millis(500);
-
-/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
-const LEAVE: Duration = Duration::from_millis(500);
 
 /// What the worker tells the driver.
 #[derive(Debug)]
@@ -444,92 +436,6 @@ impl Loop {
         while context.state().collect_commits(context) > 0 && Instant::now() < until {
             // Records that come now were never acknowledged and are read again by whoever comes next.
             drop(self.consumer.poll(Duration::from_millis(20)));
-        }
-    }
-}
-
-/// Sends an old client to the reaper. Never blocks.
-fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
-    let context = Arc::clone(consumer.context());
-    let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
-    let events = context.shared.fleet.events.clone();
-    drop(context);
-    let started = Instant::now();
-    reaper::retire(
-        client.clone().as_str(),
-        Box::new(move || {
-            take_down(consumer, owned);
-            let took = started.elapsed();
-            let _ = events.send(FleetEvent::ClientRetired {
-                client,
-                cluster,
-                took,
-            });
-        }),
-    );
-}
-
-/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
-/// destroys the client without the close protocol, which has no deadline.
-///
-/// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
-/// coordinator that is gone (fixed in 2.14.2).
-fn take_down(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
-    let is_member = owned.count() > 0;
-    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
-        consumer.unsubscribe();
-        let until = Instant::now() + LEAVE;
-        while Instant::now() < until {
-            drop(consumer.poll(Duration::from_millis(50)));
-        }
-    }
-    ffi::destroy_without_close(consumer);
-}
-
-/// Receives librdkafka's events for one generation. They come on the thread that polls.
-pub(super) struct WorkerContext {
-    // No cycle: the worker's thread owns the client.
-    pub(super) shared: Arc<ConsumerShared>,
-    pub(super) source: Arc<Source>,
-    pub(super) log: ClientLog,
-    state: Mutex<Assignment>,
-}
-
-impl WorkerContext {
-    pub(super) fn state(&self) -> MutexGuard<'_, Assignment> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ClientContext for WorkerContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.line(level, facility, message);
-    }
-
-    fn stats(&self, _: Statistics) {}
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.log.error(&error, reason);
-    }
-}
-
-impl ConsumerContext for WorkerContext {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        list: &mut TopicPartitionList,
-    ) {
-        let partitions: Vec<_> = ffi::committed_offsets(list)
-            .into_iter()
-            .map(|entry| (entry.topic, entry.partition))
-            .collect();
-        let mut state = self.state();
-        match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                state.assign(consumer, partitions)
-            }
-            _ => state.revoke(consumer, &partitions),
         }
     }
 }

@@ -129,7 +129,7 @@ async fn reading_goes_back_to_the_handoff() {
     })
     .await;
     println!("frozen: old client gone after {took:?}");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     // An acknowledgement of a record that east does not have must not move the group there.
     consumer.ack(&lost).expect("ack");
     assert_eq!(fleet.snapshot().acks_ignored, 1);

@@ -1,0 +1,111 @@
+//! What librdkafka calls back into for one generation of a consumer, and how that generation ends.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::ConsumerShared;
+use super::assignment::Assignment;
+use super::message::Source;
+use crate::client_log::ClientLog;
+use crate::event::FleetEvent;
+use crate::{ffi, reaper};
+
+/// How long an old client may take to find out whether its coordinator is alive.
+const COORDINATOR: Duration = Duration::from_millis(500);
+
+/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// Receives librdkafka's events for one generation. They come on the thread that polls.
+pub(super) struct WorkerContext {
+    // No cycle: the worker's thread owns the client.
+    pub(super) shared: Arc<ConsumerShared>,
+    pub(super) source: Arc<Source>,
+    pub(super) log: ClientLog,
+    pub(super) state: Mutex<Assignment>,
+}
+
+impl WorkerContext {
+    pub(super) fn state(&self) -> MutexGuard<'_, Assignment> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for WorkerContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.line(level, facility, message);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(&error, reason);
+    }
+}
+
+impl ConsumerContext for WorkerContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let partitions: Vec<_> = ffi::committed_offsets(list)
+            .into_iter()
+            .map(|entry| (entry.topic, entry.partition))
+            .collect();
+        let mut state = self.state();
+        match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                state.assign(consumer, partitions)
+            }
+            _ => state.revoke(consumer, &partitions),
+        }
+    }
+}
+
+/// Sends an old client to the reaper. Never blocks.
+pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
+    let context = Arc::clone(consumer.context());
+    let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
+    let events = context.shared.fleet.events.clone();
+    drop(context);
+    let started = Instant::now();
+    reaper::retire(
+        client.clone().as_str(),
+        Box::new(move || {
+            take_down(consumer, owned);
+            let took = started.elapsed();
+            let _ = events.send(FleetEvent::ClientRetired {
+                client,
+                cluster,
+                took,
+            });
+        }),
+    );
+}
+
+/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
+/// destroys the client without the close protocol, which has no deadline.
+///
+/// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
+/// coordinator that is gone (fixed in 2.14.2).
+fn take_down(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
+    let is_member = owned.count() > 0;
+    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
+        consumer.unsubscribe();
+        let until = Instant::now() + LEAVE;
+        while Instant::now() < until {
+            drop(consumer.poll(Duration::from_millis(50)));
+        }
+    }
+    ffi::destroy_without_close(consumer);
+}

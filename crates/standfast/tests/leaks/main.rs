@@ -1,0 +1,100 @@
+//! Threads and memory over many flips. In a process of its own: they are counted for the whole process.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+// Shared with the other tests; not all of it is used here.
+#[allow(dead_code)]
+#[path = "../failover/harness.rs"]
+mod harness;
+
+use std::time::Duration;
+
+use harness::{EAST, SOON, WEST, World, until};
+use standfast::{MissingOffset, Record};
+
+/// Twenty flips there and back: threads and memory come back to where they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn flips_leave_no_threads_behind() {
+    const WARM_UP: usize = 4;
+    const FLIPS: usize = 20;
+    let world = World::start(1).await;
+    let fleet = world.connect().await;
+    let producer = fleet.producer().build().await.expect("producer");
+    let mut consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let mut base = (0, 0);
+    let mut slowest = Duration::ZERO;
+    for flip in 0..WARM_UP + FLIPS {
+        let to = [EAST, WEST][flip % 2];
+        let end = [&world.east, &world.west][flip % 2]
+            .log_end_offsets("orders")
+            .expect("log ends")[0];
+        let started = std::time::Instant::now();
+        world.flip(to, Some(vec![Some(end)])).await;
+        let delivery = loop {
+            let sent = producer.send(Record::to("orders").payload(flip.to_string()));
+            let delivery = tokio::time::timeout(SOON, sent)
+                .await
+                .expect("in time")
+                .expect("sent");
+            if delivery.cluster.as_str() == to {
+                break delivery;
+            }
+        };
+        slowest = slowest.max(started.elapsed());
+        loop {
+            let message = tokio::time::timeout(SOON, consumer.next())
+                .await
+                .expect("in time")
+                .expect("open")
+                .expect("record");
+            consumer.ack(&message).expect("ack");
+            if message.cluster().as_str() == to && message.offset() == delivery.offset {
+                break;
+            }
+        }
+        if flip + 1 == WARM_UP {
+            until("old clients are gone", || {
+                fleet.snapshot().clients_retiring == 0
+            })
+            .await;
+            base = usage();
+        }
+    }
+    until("old clients are gone", || {
+        fleet.snapshot().clients_retiring == 0
+    })
+    .await;
+    until("threads are gone", || usage().0 <= base.0 + 2).await;
+    let (threads, rss) = usage();
+    println!(
+        "{FLIPS} flips: threads {} -> {threads}, RSS {} -> {rss} KiB, slowest flip to first acknowledgement {slowest:?}",
+        base.0, base.1
+    );
+    assert!(
+        rss < base.1 + 20 * 1024,
+        "memory grew from {} to {rss} KiB",
+        base.1
+    );
+    assert_eq!(fleet.snapshot().clients_abandoned, 0);
+}
+
+/// Threads and resident memory (KiB) of this process.
+fn usage() -> (usize, usize) {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let field = |name: &str| {
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("field");
+        line.split_whitespace()
+            .nth(1)
+            .expect("value")
+            .parse()
+            .expect("number")
+    };
+    (field("Threads:"), field("VmRSS:"))
+}
