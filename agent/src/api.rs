@@ -174,9 +174,10 @@ pub(crate) struct Report {
     pub(crate) handoff: Option<String>,
     /// The handoff itself: topic → per partition the offset up to which `to` holds the log of `from`.
     pub(crate) handoff_offsets: BTreeMap<String, Vec<Option<i64>>>,
-    /// Records that the source is known to have had and the new cluster does not; `null` is unknown.
+    /// Records that the source is known to have had and the new cluster does not; `null` is unknown. A lower bound when the
+    /// failover was not planned: the source may have taken more since its last answer.
     pub(crate) rpo_records: Option<i64>,
-    /// The largest of the topics'; `null` is unknown.
+    /// Upper bound of the time whose records may be lost, the largest of the topics'; `null` is unknown.
     pub(crate) rpo_seconds: Option<f64>,
     pub(crate) topics: Vec<TopicReport>,
     pub(crate) steps: Vec<Step>,

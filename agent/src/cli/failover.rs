@@ -150,8 +150,14 @@ fn print(printer: &Printer, report: &Report) -> Result<(), Failed> {
     }
     if !report.topics.is_empty() {
         print_topics(printer, &report.topics)?;
+        // What an unplanned failover loses can only be bounded: the source may have taken more since its last answer.
+        let (at_least, at_most) = if report.planned {
+            ("", "")
+        } else {
+            ("at least ", "at most ")
+        };
         printer.line(format!(
-            "RPO: {} records, {} seconds",
+            "RPO: {at_least}{} records, {at_most}{} seconds",
             number(report.rpo_records).0,
             seconds(report.rpo_seconds).0
         ))?;
