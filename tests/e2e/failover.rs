@@ -87,11 +87,14 @@ fn the_source_is_killed_under_load_and_nothing_mirrored_is_lost() {
     assert!(rto < RTO_BOUND, "RTO {rto:?}");
     let handoff = handoff(&report);
     let lost = check_consumed(&application, &sent, &handoff);
+    check_recovery_point(&report, &sent, &lost, killed);
     check_order(&application, &pair, &sent, &handoff, &ends);
     println!(
-        "failover: {} sent, {in_flight} in flight at the kill, flip {flip:?}, RTO {rto:?}, RPO {lost} records (report: {})",
+        "failover: {} sent, {in_flight} in flight at the kill, flip {flip:?}, RTO {rto:?}, RPO {} records (report: at least {}, at most {} s)",
         sent.len(),
-        report["rpo_records"]
+        lost.len(),
+        report["rpo_records"],
+        report["rpo_seconds"]
     );
 }
 
@@ -106,16 +109,16 @@ fn handoff(report: &Value) -> Vec<i64> {
     offsets
 }
 
-/// Every acknowledged record was consumed once, but for those that only west had; returns how many those are.
-fn check_consumed(application: &Application, sent: &[Sent], handoff: &[i64]) -> usize {
+/// Every acknowledged record was consumed once, but for those that only west had; returns their numbers.
+fn check_consumed(application: &Application, sent: &[Sent], handoff: &[i64]) -> Vec<usize> {
     let received = application.received();
     let counts = counted(received.iter().map(|record| record.number));
-    let mut lost = 0;
+    let mut lost = Vec::new();
     for (number, Sent { delivery, .. }) in sent.iter().enumerate() {
         let count = counts.get(&number).copied().unwrap_or(0);
         let is_mirrored = delivery.offset < handoff[delivery.partition as usize];
         if delivery.cluster.as_str() == "west" && !is_mirrored {
-            lost += 1;
+            lost.push(number);
             assert!(count <= 1, "{number}: {count} times, {delivery:?}");
         } else if delivery.cluster.as_str() == "west" {
             assert_eq!(count, 1, "{number}: mirrored, {delivery:?}");
@@ -144,6 +147,25 @@ fn check_consumed(application: &Application, sent: &[Sent], handoff: &[i64]) -> 
     let repeated: Vec<_> = places.windows(2).filter(|two| two[0] == two[1]).collect();
     assert!(repeated.is_empty(), "handed out twice: {repeated:?}");
     lost
+}
+
+/// The report's records are a lower bound of what was lost, its seconds an upper one: what the agent cannot know is what west
+/// acknowledged after its last answer to the link.
+fn check_recovery_point(report: &Value, sent: &[Sent], lost: &[usize], killed: Instant) {
+    let records = report["rpo_records"].as_u64().expect("known");
+    let seconds = report["rpo_seconds"].as_f64().expect("known");
+    assert!(
+        records <= lost.len() as u64,
+        "{} lost: {report}",
+        lost.len()
+    );
+    for &number in lost {
+        let age = killed.saturating_duration_since(sent[number].at);
+        assert!(
+            age.as_secs_f64() <= seconds,
+            "{number} was lost {age:?} before the kill: {report}"
+        );
+    }
 }
 
 /// On east, acknowledged records stand where the acknowledgement says, and each key's records are in the order of the sends,

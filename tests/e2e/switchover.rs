@@ -7,7 +7,8 @@ use standfast::Fleet;
 use standfast::discovery::DiscoveryOptions;
 use standfast_tests::agent::{Agent, AgentConfig};
 use standfast_tests::application::{Application, counted, lost_and_duplicated};
-use standfast_tests::pair::Pair;
+
+use crate::shared_pair;
 
 const TOPIC: &str = "switchover";
 const PARTITIONS: i32 = 4;
@@ -15,15 +16,17 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_switchover_under_load_loses_and_repeats_nothing() {
-    let pair = Pair::start();
+    let pair = shared_pair();
     pair.west
         .create_topic(TOPIC, PARTITIONS, &[])
         .expect("topic");
-    let mut config = AgentConfig::of(&pair, &[TOPIC]);
+    let discovery = pair.folder().join("switchover-discovery");
+    let mut config = AgentConfig::of(pair, &[TOPIC]);
+    config.name = "switchover".to_owned();
+    config.discovery = format!("backend = \"file\"\npath = {discovery:?}");
     config.groups = vec!["billing".to_owned()];
-    let agent = Agent::start(&pair, &config);
-    let fleet =
-        Fleet::builder("payments").discovery(DiscoveryOptions::file(pair.discovery_folder()));
+    let agent = Agent::start(pair, &config);
+    let fleet = Fleet::builder("payments").discovery(DiscoveryOptions::file(discovery));
     let mut application = Application::start(fleet, TOPIC);
     application.wait_progress("the application works on west", 3_000, SOON);
 

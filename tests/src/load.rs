@@ -1,5 +1,8 @@
 //! Load from plain rdkafka producers, and what an independent consumer reads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -9,6 +12,8 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use rdkafka::{Offset, TopicPartitionList};
 
 const DELIVERY: Duration = Duration::from_secs(60);
+/// Pause of the steady load after one record for each partition.
+const LOAD_PAUSE: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_secs(20);
 
 /// A record to be written, or as it was read.
@@ -26,16 +31,92 @@ pub struct Seen {
     pub timestamp: i64,
 }
 
+/// An idempotent producer that writes to all partitions of a topic at a steady pace. Dropping it ends it.
+#[derive(Debug)]
+pub struct SteadyLoad {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SteadyLoad {
+    /// Starts to write.
+    pub fn start(bootstrap: &str, topic: &str, partitions: i32) -> Self {
+        let (stop, written) = (Arc::default(), Arc::default());
+        let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+        let (is_over, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let thread = thread::spawn(move || {
+            write_steadily(&bootstrap, &topic, partitions, &is_over, &count);
+        });
+        Self {
+            stop,
+            written,
+            thread: Some(thread),
+        }
+    }
+
+    /// Records given to the producer so far.
+    pub fn written(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Ends the load, waits until all is acknowledged and returns how many records there are.
+    pub fn finish(mut self) -> i64 {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the load");
+        }
+        self.written() as i64
+    }
+}
+
+impl Drop for SteadyLoad {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn write_steadily(
+    bootstrap: &str,
+    topic: &str,
+    partitions: i32,
+    stop: &AtomicBool,
+    written: &AtomicUsize,
+) {
+    let producer = config(bootstrap, "lz4")
+        .set("enable.idempotence", "true")
+        .create::<ThreadedProducer<DefaultProducerContext>>()
+        .expect("producer");
+    let value = vec![b'x'; 500];
+    while !stop.load(Ordering::Relaxed) {
+        for partition in 0..partitions {
+            let key = written.fetch_add(1, Ordering::Relaxed).to_string();
+            let record = BaseRecord::to(topic)
+                .partition(partition)
+                .key(&key)
+                .payload(&value);
+            let sent = producer.send(record).map_err(|(error, _)| error);
+            sent.expect("produce");
+        }
+        thread::sleep(LOAD_PAUSE);
+    }
+    producer.flush(DELIVERY).expect("all acknowledged");
+}
+
 /// A plain producer with a codec (`none`, `gzip`, `snappy`, `lz4`, `zstd`).
 pub fn producer(bootstrap: &str, codec: &str) -> ThreadedProducer<DefaultProducerContext> {
-    ClientConfig::new()
+    config(bootstrap, codec).create().expect("producer")
+}
+
+fn config(bootstrap: &str, codec: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
         .set("bootstrap.servers", bootstrap)
         .set("compression.codec", codec)
         .set("message.max.bytes", "2000000")
         .set("linger.ms", "5")
-        .set("queue.buffering.max.messages", "1000000")
-        .create()
-        .expect("producer")
+        .set("queue.buffering.max.messages", "1000000");
+    config
 }
 
 /// Writes records to a partition in order and waits until all are acknowledged.
