@@ -310,6 +310,19 @@ async fn the_lock_of_another_is_respected() {
 }
 
 #[tokio::test]
+async fn a_topic_that_was_never_mirrored_does_not_stop_a_dry_run() {
+    let world = world().await;
+    world.clusters().destination_lacks_topic = true;
+    let request = Request {
+        dry_run: true,
+        ..Request::default()
+    };
+    let report = world.failover(request).await.unwrap();
+    assert_eq!(report.outcome, Outcome::DryRun);
+    assert!(report.warnings[0].contains("orders"), "{report:?}");
+}
+
+#[tokio::test]
 async fn groups_wait_for_no_source_that_the_link_has_just_lost() {
     let world = world().await;
     world.clusters().source_alive = true;

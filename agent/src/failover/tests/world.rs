@@ -157,6 +157,8 @@ pub(super) struct Clusters {
     /// The link has lost the source; the probe has not noticed yet.
     pub(super) source_just_lost: bool,
     pub(super) destination_alive: bool,
+    /// The destination answers, but does not know the topic.
+    pub(super) destination_lacks_topic: bool,
     pub(super) destination_dies_at_stop: bool,
     /// Records that a producer adds to partition 1 at every look, from then on.
     pub(super) growing: i64,
@@ -236,6 +238,9 @@ impl Mirrors for FakeMirrors {
         let mut clusters = self.clusters.lock().unwrap();
         if !is_source && !clusters.destination_alive {
             return Err("connection refused".to_owned());
+        }
+        if !is_source && clusters.destination_lacks_topic {
+            return Err("topic orders: UnknownTopicOrPartition".to_owned());
         }
         if is_source {
             assert!(clusters.source_alive, "a dead source was asked");
