@@ -523,14 +523,13 @@ fn look_for_stalls(shard: &Shared) {
 }
 
 async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
-    let count = {
+    {
         let mut borrowed = shard.borrow_mut();
         borrowed.stopping.cancel();
         for slot in &mut borrowed.slots {
             slot.partition.stop();
         }
-        borrowed.slots.len()
-    };
+    }
     let busy = |shard: &Shared| {
         let borrowed = shard.borrow();
         borrowed.starters > 0
@@ -547,7 +546,10 @@ async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    // Closing the sockets is what makes sure that nothing more is sent.
+    // Closing the sockets is what makes sure that nothing more is sent. It is no trouble of a partition that was well until here.
+    let troubles: Vec<_> = (shard.borrow().slots.iter())
+        .map(|slot| slot.partition.status.trouble())
+        .collect();
     let queues: Vec<Rc<WriterQueue>> = shard
         .borrow_mut()
         .writers
@@ -560,7 +562,7 @@ async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
     while queues.iter().any(|queue| queue.is_open()) {
         tokio::task::yield_now().await;
     }
-    for index in 0..count {
+    for (index, trouble) in troubles.into_iter().enumerate() {
         let mut borrowed = shard.borrow_mut();
         let Some(slot) = borrowed.slots.get_mut(index) else {
             continue;
@@ -569,7 +571,6 @@ async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
         (slot.fetcher, slot.writer) = (None, None);
         if !slot.terminal {
             slot.terminal = true;
-            let trouble = slot.partition.status.trouble();
             slot.partition
                 .status
                 .enter(PartitionState::Stopped, trouble);

@@ -571,5 +571,13 @@ async fn group_offsets_are_carried_over() {
     .await;
     let group = running.handle.describe().groups.remove(0);
     assert_eq!((group.error, group.committed_offsets), (None, 3));
+    // A stop of what was well leaves no error behind.
+    let stopped = running.handle.stop_mirrors(Duration::from_secs(5)).await;
+    assert!(stopped.unwrap().iter().all(|partition| partition.drained));
+    let mirror = running.handle.describe().mirrors.remove(0);
+    assert!(
+        mirror.mirror_lags.iter().all(|lag| lag.error.is_none()),
+        "{mirror:?}"
+    );
     running.end().await;
 }
