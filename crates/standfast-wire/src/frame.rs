@@ -23,6 +23,8 @@ const SLICES_PER_WRITE: usize = 64;
 const REUSE_RATIO: usize = 4;
 /// A reused frame buffer up to this size is kept whatever the frame's size.
 const REUSE_ALWAYS: usize = 64 * 1024;
+/// Frame buffers remembered for reuse: as many as a reader that works ahead has in use at a time. Fresh memory costs a page fault per 4 kB.
+const SPENT_MAX: usize = 8;
 
 /// The receiving half of a connection. Used in place by the task that owns it.
 #[derive(Debug)]
@@ -33,8 +35,8 @@ pub struct FrameReader {
     ahead: BytesMut,
     /// The frame being read and its full length.
     frame: Option<(BytesMut, usize)>,
-    /// What is left of the last frame's buffer; its memory is reused once nobody holds slices of it.
-    spent: BytesMut,
+    /// What is left of the last frames' buffers, oldest first; the memory is reused once nobody holds slices of it.
+    spent: VecDeque<BytesMut>,
 }
 
 impl FrameReader {
@@ -45,7 +47,7 @@ impl FrameReader {
             max_frame_bytes,
             ahead: BytesMut::with_capacity(READ_AHEAD),
             frame: None,
-            spent: BytesMut::new(),
+            spent: VecDeque::new(),
         }
     }
 
@@ -90,7 +92,10 @@ impl FrameReader {
             return Err(self.bad_frame("no frame is being read".to_owned()));
         };
         let whole = frame.split().freeze();
-        self.spent = frame;
+        if self.spent.len() == SPENT_MAX {
+            self.spent.pop_front();
+        }
+        self.spent.push_back(frame);
         Ok(whole)
     }
 
@@ -130,13 +135,13 @@ impl FrameReader {
     }
 
     fn buffer(&mut self, length: usize) -> BytesMut {
-        let mut spent = std::mem::take(&mut self.spent);
-        if spent.try_reclaim(length)
-            && spent.capacity() <= REUSE_ALWAYS.max(length.saturating_mul(REUSE_RATIO))
-        {
-            return spent;
-        }
-        BytesMut::with_capacity(length)
+        let largest = REUSE_ALWAYS.max(length.saturating_mul(REUSE_RATIO));
+        let free = self
+            .spent
+            .iter_mut()
+            .position(|spent| spent.try_reclaim(length) && spent.capacity() <= largest);
+        free.and_then(|at| self.spent.remove(at))
+            .unwrap_or_else(|| BytesMut::with_capacity(length))
     }
 
     fn received(&self, read: io::Result<usize>) -> Result<usize, Error> {
