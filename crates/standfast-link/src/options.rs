@@ -78,8 +78,8 @@ impl Default for FetchOptions {
     fn default() -> Self {
         Self {
             max_wait: Duration::from_millis(500),
-            partition_max_bytes: 1 << 20,
-            max_bytes: 4 << 20,
+            partition_max_bytes: 512 << 10,
+            max_bytes: 2 << 20,
         }
     }
 }
@@ -87,7 +87,8 @@ impl Default for FetchOptions {
 /// Writing to the destination.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProduceOptions {
-    /// Connections per destination broker; partitions are spread over them, because a broker works on one request per connection at a time.
+    /// Most connections per destination broker; partitions are spread over them, because a broker works on one request per connection at a time.
+    /// Few partitions share one, because their batches then share requests.
     pub connections_per_broker: usize,
     /// Requests in flight per connection, and so per partition; 1 to [`MAX_IN_FLIGHT`].
     pub max_in_flight: usize,
@@ -170,7 +171,7 @@ impl LinkOptions {
             destination,
             topics,
             groups: Vec::new(),
-            memory_bytes: 24 << 20,
+            memory_bytes: 16 << 20,
             shards: 1,
             fetch: FetchOptions::default(),
             produce: ProduceOptions::default(),

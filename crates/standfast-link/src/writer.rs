@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -108,16 +110,19 @@ pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
 }
 
 async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
-    let (max_in_flight, client_id) = {
-        let options = &shard.borrow().context.options;
+    let (max_in_flight, client_id, full_writers) = {
+        let borrowed = shard.borrow();
+        let options = &borrowed.context.options;
         (
             options.produce.max_in_flight,
             options.destination.client_id.clone(),
+            Arc::clone(&borrowed.full_writers),
         )
     };
     let mut correlation_id = 0i32;
     loop {
         if queue.requests.borrow().len() >= max_in_flight {
+            let _full = Full::enter(&full_writers);
             queue.wake.notified().await;
             continue;
         }
@@ -165,6 +170,22 @@ async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
     }
 }
 
+/// Counts a writer as full for as long as it lives.
+struct Full<'a>(&'a AtomicUsize);
+
+impl<'a> Full<'a> {
+    fn enter(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 struct Collected {
     parts: Vec<(usize, Sent, RestampedBatch)>,
     permits: Vec<Rc<Permit>>,
@@ -180,7 +201,7 @@ fn collect(shard: &Shared, queue: &WriterQueue) -> Collected {
     let mut verdicts = Vec::new();
     {
         let mut borrowed = shard.borrow_mut();
-        let options = std::sync::Arc::clone(&borrowed.context.options);
+        let options = Arc::clone(&borrowed.context.options);
         let waiting = queue.ready.borrow().len().min(MAX_PARTITIONS);
         for _ in 0..waiting {
             let Some(index) = queue.ready.borrow_mut().pop_front() else {
@@ -267,7 +288,7 @@ fn answered(shard: &Shared, queue: &WriterQueue, frame: Bytes) -> Result<(), Str
             results.partitions.len()
         ));
     }
-    for (index, sent) in request.parts {
+    for (place, (index, sent)) in request.parts.into_iter().enumerate() {
         let verdict = {
             let mut borrowed = shard.borrow_mut();
             let Some(slot) = borrowed.slots.get_mut(index) else {
@@ -277,10 +298,10 @@ fn answered(shard: &Shared, queue: &WriterQueue, frame: Bytes) -> Result<(), Str
                 continue;
             }
             let id = &slot.partition.id;
-            let result = results
-                .partitions
-                .iter()
-                .find(|r| r.partition == id.partition && *r.topic == *id.topic);
+            let is_it = |r: &&ProduceResult| r.partition == id.partition && *r.topic == *id.topic;
+            // Often, but not always, a broker answers in the order of the request.
+            let result = results.partitions.get(place).filter(is_it);
+            let result = result.or_else(|| results.partitions.iter().find(is_it));
             let held_before = !slot.partition.fetches();
             let verdict = match result {
                 Some(result) => judge(slot, &sent, result),
