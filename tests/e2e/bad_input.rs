@@ -1,6 +1,5 @@
 //! What a broker or a configuration file must not be able to do: end the agent, fill its memory, spoil a log, stop other links.
 
-use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -27,14 +26,6 @@ fn records(count: usize) -> Vec<Seen> {
         timestamp: 1_700_000_000_000,
     };
     (0..count).map(record).collect()
-}
-
-/// Peak resident memory of a process.
-fn peak_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let value = line.and_then(|line| line.split_whitespace().nth(1));
-    value.expect("VmHWM").parse().expect("number")
 }
 
 fn link<'a>(status: &'a Value, name: &str) -> &'a Value {
@@ -76,7 +67,7 @@ fn a_source_that_tells_nonsense_harms_nothing() {
     };
     wait_mirrored(spoiled, &write(spoiled), "before");
     wait_mirrored(sound, &write(sound), "before");
-    let (pid, peak) = (agent.pid(), peak_kib(agent.pid()));
+    let (pid, peak) = (agent.pid(), agent.peak_memory_kib());
 
     for fault in Fault::ALL {
         let before = broker.spoiled();
@@ -108,7 +99,7 @@ fn a_source_that_tells_nonsense_harms_nothing() {
     }
 
     assert_eq!(agent.pid(), pid);
-    let grown = peak_kib(pid).saturating_sub(peak);
+    let grown = agent.peak_memory_kib().saturating_sub(peak);
     assert!(grown < GROWTH_KIB, "the agent's memory grew by {grown} KiB");
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
     let (west, east) = (pair.west.bootstrap(), pair.east.bootstrap());

@@ -5,17 +5,20 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::Value;
 use standfast_servers::KafkaCluster;
 use standfast_tests::agent::{Agent, AgentConfig};
 use standfast_tests::compare::assert_same_batches;
 use standfast_tests::load::SteadyLoad;
-use standfast_tests::pair::Pair;
+use standfast_tests::pair::{Pair, Side};
 use standfast_tests::wait;
 
 use crate::shared_pair;
 
 const PARTITIONS: i32 = 4;
 const KILLS: usize = 20;
+/// Index of the broker that is not the controller too.
+const SECOND_BROKER: usize = 1;
 const MIRRORED: Duration = Duration::from_secs(90);
 
 /// Waits until `records` more are on east.
@@ -131,46 +134,40 @@ fn two_engines_at_once_write_what_one_would() {
 }
 
 #[test]
-fn brokers_that_restart_under_load_leave_an_identical_log() {
-    let mut pair = Pair::start();
+fn brokers_that_go_away_under_load_leave_an_identical_log() {
+    let two_brokers = |name| {
+        let cluster = KafkaCluster::builder(name).brokers(2);
+        cluster.property("default.replication.factor", "2")
+    };
+    let mut pair = Pair::start_with(two_brokers("west"), two_brokers("east"));
     let topic = "crash-brokers";
     pair.west
         .create_topic(topic, PARTITIONS, &[])
         .expect("topic");
     let agent = Agent::start(&pair, &AgentConfig::of(&pair, &[topic]));
     let load = SteadyLoad::start(&pair.west.bootstrap(), topic, PARTITIONS);
-    let unavailable = |agent: &Agent, what: &str| {
-        wait::until(what, MIRRORED, || {
-            let mirror = agent.mirror(topic);
-            let lags = mirror["mirror_lags"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            if lags.iter().any(|lag| lag["error"].is_string()) {
-                Ok(mirror)
-            } else {
-                Err(mirror)
-            }
-        })
-    };
-    for graceful in [false, true] {
-        let when = if graceful {
-            "after a stop"
-        } else {
-            "after a kill"
-        };
-        wait_copying(&pair, topic, 500, "before the destination goes");
-        stop(&mut pair.east, graceful);
-        unavailable(&agent, "the destination's outage is shown");
-        pair.east.restart().expect("east comes back");
-        wait_copying(&pair, topic, 500, &format!("{when} of the destination"));
 
-        stop(&mut pair.west, graceful);
-        let mirror = unavailable(&agent, "the source's outage is shown");
-        assert_eq!(mirror["mirror_status"], "SOURCE_UNAVAILABLE", "{mirror}");
-        pair.west.restart().expect("west comes back");
-        wait_copying(&pair, topic, 500, &format!("{when} of the source"));
+    // One broker of two: its partitions get another leader, and the copy goes on without it.
+    wait_copying(&pair, topic, 500, "at first");
+    for side in [Side::East, Side::West] {
+        pair.side(side).kill_broker(SECOND_BROKER);
+        wait_every_partition(&pair, topic, &format!("after new leaders in {side:?}"));
+        pair.side(side)
+            .restart_broker(SECOND_BROKER)
+            .expect("the broker comes back");
     }
+
+    // All of them.
+    pair.east.kill();
+    wait_trouble(&agent, topic, "the destination's outage is shown");
+    pair.east.restart().expect("east comes back");
+    wait_every_partition(&pair, topic, "after a kill of the destination");
+    pair.west.stop_gracefully();
+    let mirror = wait_trouble(&agent, topic, "the source's outage is shown");
+    assert_eq!(mirror["mirror_status"], "SOURCE_UNAVAILABLE", "{mirror}");
+    pair.west.restart().expect("west comes back");
+    wait_every_partition(&pair, topic, "after a stop of the source");
+
     let written = load.finish();
     wait_until_mirrored(&pair, topic, &agent);
     let compared = assert_same_batches(
@@ -183,10 +180,40 @@ fn brokers_that_restart_under_load_leave_an_identical_log() {
     assert_eq!(agent.mirror(topic)["mirror_status"], "ACTIVE");
 }
 
-fn stop(cluster: &mut KafkaCluster, graceful: bool) {
-    if graceful {
-        cluster.stop_gracefully();
-    } else {
-        cluster.kill();
-    }
+/// Waits until each partition has more on east.
+fn wait_every_partition(pair: &Pair, topic: &str, when: &str) {
+    let ends = || pair.east.log_end_offsets(topic);
+    let before = wait::until("log ends", MIRRORED, ends);
+    wait::until(
+        &format!("every partition goes on {when}"),
+        MIRRORED,
+        || match ends() {
+            Ok(now)
+                if now
+                    .iter()
+                    .zip(&before)
+                    .all(|(now, before)| *now > before + 50) =>
+            {
+                Ok(())
+            }
+            other => Err(format!("{before:?}, {other:?}")),
+        },
+    );
+}
+
+/// Waits until a partition has an error; the mirror's description.
+fn wait_trouble(agent: &Agent, topic: &str, what: &str) -> Value {
+    wait::until(what, MIRRORED, || {
+        let mirror = agent.mirror(topic);
+        let lags = mirror["mirror_lags"].as_array().cloned();
+        if lags
+            .unwrap_or_default()
+            .iter()
+            .any(|lag| lag["error"].is_string())
+        {
+            Ok(mirror)
+        } else {
+            Err(mirror)
+        }
+    })
 }

@@ -10,6 +10,8 @@ use standfast_tests::wait;
 use crate::shared_pair;
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+/// The whole agent in a debug build; the records alone are more than this.
+const MEMORY_KIB: u64 = 64 << 10;
 const MIRRORED: Duration = Duration::from_secs(60);
 
 /// Records with everything that a copier can get wrong.
@@ -131,6 +133,9 @@ fn records_and_batches_are_the_same_with_every_codec() {
         );
         assert_same_records(&pair.west.bootstrap(), &pair.east.bootstrap(), topic, &ends);
     }
+    let peak = agent.peak_memory_kib();
+    println!("identity: peak memory of the agent {peak} KiB");
+    assert!(peak < MEMORY_KIB, "{peak} KiB");
     let mirror = agent.mirror("identity-wide");
     assert_eq!(mirror["mirror_status"], "ACTIVE", "{mirror}");
     assert_eq!(mirror["num_partitions"], 50);

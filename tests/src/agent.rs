@@ -174,6 +174,15 @@ impl Agent {
         self.process.as_ref().map_or(0, ServerProcess::pid)
     }
 
+    /// Peak resident memory so far, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let file = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(file).expect("the agent runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        value.expect("VmHWM").parse().expect("number")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         if let Some(process) = &self.process {

@@ -6,6 +6,15 @@ use std::thread;
 use standfast_servers::{KafkaBuilder, KafkaCluster};
 use tempfile::TempDir;
 
+/// Which cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The source.
+    West,
+    /// The destination.
+    East,
+}
+
 /// Two running clusters and a scratch folder for the discovery files and the agents' data.
 #[derive(Debug)]
 pub struct Pair {
@@ -33,6 +42,14 @@ impl Pair {
         });
         let folder = tempfile::tempdir().expect("scratch folder");
         Self { west, east, folder }
+    }
+
+    /// One of the clusters.
+    pub fn side(&mut self, side: Side) -> &mut KafkaCluster {
+        match side {
+            Side::West => &mut self.west,
+            Side::East => &mut self.east,
+        }
     }
 
     /// The scratch folder.
