@@ -14,6 +14,7 @@ use standfast_wire::{BrokerId, FrameReader, FrameWriter, ResponseError};
 use tokio::sync::Notify;
 
 use crate::budget::Permit;
+use crate::contain::contain;
 use crate::partition::{Doubt, Verdict};
 use crate::shard::{self, Shared};
 
@@ -35,8 +36,14 @@ impl FetcherWake {
 
 /// Reads from `broker` until the connection is lost.
 pub(crate) async fn run(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) {
+    let (Ok(text) | Err(text)) = contain("fetcher", read(Rc::clone(&shard), broker, wake)).await;
+    shard::source_lost(&shard, broker, &text);
+}
+
+/// Reads until the connection is lost; why it was.
+async fn read(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) -> String {
     let source = shard.borrow().context.source.clone();
-    let text = match source.open_raw(broker).await {
+    match source.open_raw(broker).await {
         Ok(connection) => {
             let versions = connection.versions().clone();
             let (reader, writer) = connection.into_split();
@@ -63,8 +70,7 @@ pub(crate) async fn run(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) 
             }
         }
         Err(error) => error.to_string(),
-    };
-    shard::source_lost(&shard, broker, &text);
+    }
 }
 
 struct Fetcher {

@@ -7,6 +7,7 @@
 mod budget;
 mod calls;
 mod classify;
+mod contain;
 mod description;
 mod error;
 mod fetcher;

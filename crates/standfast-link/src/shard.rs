@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::budget::Budget;
+use crate::contain::contain;
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::fetcher::{self, FetcherWake};
 use crate::options::LinkOptions;
@@ -275,8 +276,11 @@ fn begin(shard: &Shared, index: usize) {
     shard.borrow_mut().starters += 1;
     let shard = Rc::clone(shard);
     tokio::task::spawn_local(async move {
-        start(&shard, index).await;
+        let outcome = contain("start-up", start(&shard, index)).await;
         shard.borrow_mut().starters -= 1;
+        if let Err(text) = outcome {
+            apply(&shard, index, Verdict::StartAgain(Doubt::destination(text)));
+        }
     });
 }
 

@@ -17,6 +17,7 @@ use standfast_wire::{FrameReader, FrameWriter, ResponseError};
 use tokio::sync::Notify;
 
 use crate::budget::Permit;
+use crate::contain::contain;
 use crate::description::MirrorTopicError;
 use crate::partition::{Doubt, Failure, Sent, Verdict};
 use crate::shard::{self, Shared, WriterKey};
@@ -85,10 +86,16 @@ pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
             let broker = connection.broker().to_string();
             let (reader, writer) = connection.into_split();
             // Two tasks, so that an answer does not poll the sender and this one sleeps until the end.
-            let sender =
-                tokio::task::spawn_local(send(Rc::clone(&shard), Rc::clone(&queue), writer));
-            let receiver =
-                tokio::task::spawn_local(receive(Rc::clone(&shard), Rc::clone(&queue), reader));
+            let sender = spawn(
+                &queue,
+                "sender",
+                send(Rc::clone(&shard), Rc::clone(&queue), writer),
+            );
+            let receiver = spawn(
+                &queue,
+                "receiver",
+                receive(Rc::clone(&shard), Rc::clone(&queue), reader),
+            );
             queue.ended.notified().await;
             idle = queue.requests.borrow().is_empty();
             for task in [sender, receiver] {
@@ -107,6 +114,20 @@ pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
     queue.gone.set(true);
     let text = queue.end.borrow().clone().unwrap_or_default();
     shard::destination_lost(&shard, key, &text, idle);
+}
+
+/// One half of the connection; a panic in it ends the connection.
+fn spawn(
+    queue: &Rc<WriterQueue>,
+    what: &'static str,
+    half: impl Future<Output = ()> + 'static,
+) -> tokio::task::JoinHandle<()> {
+    let queue = Rc::clone(queue);
+    tokio::task::spawn_local(async move {
+        if let Err(text) = contain(what, half).await {
+            queue.close(&text);
+        }
+    })
 }
 
 async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
