@@ -20,6 +20,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Heap that is enough for a broker in these tests.
 const HEAP_MB: u32 = 256;
+/// A leader named by the metadata has taken over by then.
+const LEADS_BY: Duration = Duration::from_secs(20);
+const NOT_LEADER_OR_FOLLOWER: i16 = 6;
 
 /// Starts a cluster with what a single broker needs for transactions.
 pub fn kafka(name: &str) -> KafkaCluster {
@@ -304,17 +307,24 @@ pub async fn append_some(cluster: &Cluster, topic: &str, partition: i32, count: 
             producer_epoch: -1,
             base_sequence: -1,
         };
-        let part = (
-            topic,
-            partition,
-            batch(&records, PLAIN).restamp(plain).expect("restamped"),
-        );
-        writer
-            .write(&produce::encode(1, "test", -1, 10_000, None, &[part]))
-            .await
-            .expect("written");
-        let answer = produce::decode(reader.read().await.expect("an answer")).expect("decoded");
-        assert_eq!(answer.partitions[0].error_code, 0);
+        let batch = batch(&records, PLAIN).restamp(plain).expect("restamped");
+        let deadline = Instant::now() + LEADS_BY;
+        loop {
+            let part = (topic, partition, batch.clone());
+            writer
+                .write(&produce::encode(1, "test", -1, 10_000, None, &[part]))
+                .await
+                .expect("written");
+            let answer = produce::decode(reader.read().await.expect("an answer")).expect("decoded");
+            match answer.partitions[0].error_code {
+                0 => break,
+                // A broker that has just come back is named as leader a little before it has taken over.
+                NOT_LEADER_OR_FOLLOWER if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                code => panic!("{topic}-{partition}: Produce: error code {code}"),
+            }
+        }
     }
 }
 
