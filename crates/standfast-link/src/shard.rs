@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicI64;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -42,13 +42,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 
 /// A produce request without an answer for so long ends its connection.
 const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
-
-/// Partitions that fill a connection to a destination broker before the next one is used: their batches then travel in few, well filled requests.
-const PARTITIONS_PER_TURN: usize = 8;
-
-/// While a writer can send nothing more, the thread sleeps so long before it waits for sockets: several answers then take one wake-up.
-/// The broker has the rest of the pipeline to work on meanwhile.
-const GATHER: Duration = Duration::from_micros(100);
 
 /// Commands waiting for a shard.
 pub(crate) const COMMAND_QUEUE: usize = 64;
@@ -124,8 +117,6 @@ pub(crate) struct Shard {
     pub(crate) budget: Rc<Budget>,
     starting: Rc<Semaphore>,
     pub(crate) stopping: CancellationToken,
-    /// Writers that wait for room in their pipeline; see [`GATHER`].
-    pub(crate) full_writers: Arc<AtomicUsize>,
     starters: usize,
 }
 
@@ -136,15 +127,8 @@ pub(crate) fn spawn(
     commands: mpsc::Receiver<Command>,
     shutdown: CancellationToken,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let full_writers = Arc::new(AtomicUsize::new(0));
-    let full = Arc::clone(&full_writers);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .on_thread_park(move || {
-            if full.load(Relaxed) > 0 {
-                std::thread::sleep(GATHER);
-            }
-        })
         .build()?;
     std::thread::Builder::new()
         .name(format!("standfast-link-{index}"))
@@ -159,7 +143,6 @@ pub(crate) fn spawn(
                 budget,
                 starting: Rc::new(Semaphore::new(MAX_STARTING)),
                 stopping: CancellationToken::new(),
-                full_writers,
                 starters: 0,
             }));
             let local = LocalSet::new();
@@ -369,10 +352,8 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
     if slot.terminal {
         return;
     }
-    let key = (
-        started.destination_leader,
-        index / PARTITIONS_PER_TURN % connections,
-    );
+    // A broker works on one request of a connection at a time: side by side, two connections keep two of its threads busy.
+    let key = (started.destination_leader, index % connections);
     slot.fetcher = Some(started.source_leader);
     slot.partition.status.source_answered(started.source_end);
     slot.partition

@@ -7,7 +7,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -131,19 +130,17 @@ fn spawn(
 }
 
 async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
-    let (max_in_flight, client_id, full_writers) = {
+    let (max_in_flight, client_id) = {
         let borrowed = shard.borrow();
         let options = &borrowed.context.options;
         (
             options.produce.max_in_flight,
             options.destination.client_id.clone(),
-            Arc::clone(&borrowed.full_writers),
         )
     };
     let mut correlation_id = 0i32;
     loop {
         if queue.requests.borrow().len() >= max_in_flight {
-            let _full = Full::enter(&full_writers);
             queue.wake.notified().await;
             continue;
         }
@@ -188,22 +185,6 @@ async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
         }
         // The bytes are with the operating system now: nothing is sent twice from here, a doubt fetches again.
         drop(permits);
-    }
-}
-
-/// Counts a writer as full for as long as it lives.
-struct Full<'a>(&'a AtomicUsize);
-
-impl<'a> Full<'a> {
-    fn enter(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Full<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -43,6 +43,7 @@ pub struct KafkaBuilder {
     heap_mb: u32,
     full_jit: bool,
     archive_to: Option<std::path::PathBuf>,
+    parent: Option<std::path::PathBuf>,
 }
 
 impl KafkaBuilder {
@@ -55,6 +56,7 @@ impl KafkaBuilder {
             heap_mb: 320,
             full_jit: false,
             archive_to: None,
+            parent: None,
         }
     }
 
@@ -90,6 +92,13 @@ impl KafkaBuilder {
     #[must_use]
     pub fn full_jit(mut self) -> Self {
         self.full_jit = true;
+        self
+    }
+
+    /// Keeps the brokers' data in a folder of its own under `parent`, in place of the system's folder for temporary files.
+    #[must_use]
+    pub fn data_under(mut self, parent: &Path) -> Self {
+        self.parent = Some(parent.to_owned());
         self
     }
 
@@ -148,7 +157,11 @@ impl KafkaCluster {
     }
 
     fn prepare(settings: KafkaBuilder, install: &KafkaInstall) -> Result<Self> {
-        let scratch = Scratch::new(&format!("kafka-{}", settings.name))?;
+        let name = format!("kafka-{}", settings.name);
+        let scratch = match &settings.parent {
+            Some(parent) => Scratch::inside(parent, &name)?,
+            None => Scratch::new(&name)?,
+        };
         let cluster_id = random_id()?;
         let brokers = (0..settings.brokers)
             .map(|index| Broker::reserve(index, scratch.path(), !settings.sasl_users.is_empty()))

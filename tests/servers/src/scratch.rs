@@ -15,10 +15,14 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(name: &str) -> Result<Self> {
+        Self::inside(&std::env::temp_dir(), name)
+    }
+
+    pub(crate) fn inside(parent: &Path, name: &str) -> Result<Self> {
         let prefix = format!("standfast-{name}-");
         let folder = tempfile::Builder::new()
             .prefix(&prefix)
-            .tempdir()
+            .tempdir_in(parent)
             .map_err(Error::io(format!("create a scratch folder {prefix}*")))?;
         if std::env::var_os("STANDFAST_KEEP_SCRATCH").is_some() {
             return Ok(Self {

@@ -14,6 +14,8 @@ pub(super) trait Contender {
     fn mirror(&mut self, topics: &[String]) -> Result<()>;
     /// What its process has used so far; nothing if it has not been started.
     fn usage(&self) -> Result<Usage>;
+    /// What its process has copied before [`Contender::mirror`], in bytes of record values.
+    fn warm_up_bytes(&self) -> f64;
     /// The last lines of its log if its process has ended.
     fn failure(&mut self) -> Option<String>;
 }

@@ -7,6 +7,10 @@ use standfast_servers::KafkaCluster;
 
 /// Bytes of each record's value.
 const RECORD_BYTES: u64 = 1000;
+/// The producer's `batch.size` for the main sets: that of producers which are set up for throughput.
+const BATCH_BYTES: u32 = 128 * 1024;
+/// Kafka's default `batch.size`.
+const DEFAULT_BATCH_BYTES: u32 = 16 * 1024;
 
 /// A topic's worth of records of 1 kB (random letters, which lz4 hardly shrinks).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +18,7 @@ pub(super) struct Dataset {
     compression: &'static str,
     pub(super) partitions: i32,
     pub(super) records: u64,
+    batch_bytes: u32,
     prefix: &'static str,
 }
 
@@ -23,15 +28,29 @@ impl Dataset {
         vec![Self::new("lz4", 4, records)]
     }
 
-    /// lz4 and none; 1, 4 and 50 partitions.
+    /// lz4 and none; 1, 4 and 50 partitions; and the headline set in batches of Kafka's default size.
     pub(super) fn all(records: u64) -> Vec<Self> {
         let of =
             |compression| [1, 4, 50].map(|partitions| Self::new(compression, partitions, records));
-        [of("lz4"), of("none")].concat()
+        let mut all = [of("lz4"), of("none")].concat();
+        all.push(Self {
+            batch_bytes: DEFAULT_BATCH_BYTES,
+            ..Self::new("lz4", 4, records)
+        });
+        all
     }
 
-    /// Copied before anything is measured, so that JVMs have compiled what they run.
-    pub(super) fn warm_up(records: u64) -> Self {
+    /// What the brokers take in and give out before anything is measured, so that their JVMs have compiled what they run.
+    pub(super) fn broker_warm_up() -> Self {
+        Self {
+            prefix: "broker-warm-up",
+            ..Self::new("lz4", 4, 1_500_000)
+        }
+    }
+
+    /// What a tool on a JVM copies before it is measured.
+    pub(super) fn tool_warm_up() -> Self {
+        let records = 200_000;
         Self {
             prefix: "warm-up",
             ..Self::new("lz4", 4, records)
@@ -43,6 +62,7 @@ impl Dataset {
             compression,
             partitions,
             records,
+            batch_bytes: BATCH_BYTES,
             prefix: "bench",
         }
     }
@@ -55,13 +75,14 @@ impl Dataset {
         (self.records * RECORD_BYTES) as f64
     }
 
-    /// Creates the topic and fills it by Kafka's own load generator with its default settings.
+    /// Creates the topic and fills it by Kafka's own load generator; its settings are the defaults but for `compression.type` and `batch.size`.
     pub(super) fn load(&self, cluster: &KafkaCluster) -> Result<()> {
         let topic = self.topic();
         cluster.create_topic(&topic, self.partitions, &[])?;
         let (records, size) = (self.records.to_string(), RECORD_BYTES.to_string());
         let bootstrap = format!("bootstrap.servers={}", cluster.bootstrap());
         let compression = format!("compression.type={}", self.compression);
+        let batch = format!("batch.size={}", self.batch_bytes);
         let output = cluster.tool(
             "org.apache.kafka.tools.ProducerPerformance",
             &[
@@ -76,6 +97,7 @@ impl Dataset {
                 "--producer-props",
                 &bootstrap,
                 &compression,
+                &batch,
             ],
         )?;
         let stored: i64 = cluster.log_end_offsets(&topic)?.iter().sum();
@@ -91,6 +113,10 @@ impl Dataset {
 
 impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "1kB-{}-{}p", self.compression, self.partitions)
+        write!(f, "1kB-{}-{}p", self.compression, self.partitions)?;
+        match self.batch_bytes {
+            BATCH_BYTES => Ok(()),
+            other => write!(f, "-{}kB-batches", other / 1024),
+        }
     }
 }

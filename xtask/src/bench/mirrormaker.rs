@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::contender::Contender;
 use super::dataset::Dataset;
-use super::{Clusters, POLL, Usage, WARM_UP_RECORDS, time_copy};
+use super::{Clusters, POLL, Usage, time_copy};
 
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 /// kafka-run-class.sh and connect-mirror-maker.sh of Kafka 4.1.
@@ -83,7 +83,7 @@ impl MirrorMaker {
     }
 
     fn warm_up(&mut self, clusters: &Clusters) -> Result<()> {
-        let topic = Dataset::warm_up(WARM_UP_RECORDS).topic();
+        let topic = Dataset::tool_warm_up().topic();
         self.configure("warm-up", std::slice::from_ref(&topic))?;
         time_copy(clusters, &topic, self).context("warm up")?;
         self.rest("DELETE", "/connectors/warm-up", None)?;
@@ -141,6 +141,10 @@ impl Contender for MirrorMaker {
 
     fn usage(&self) -> Result<Usage> {
         Usage::of(self.process.pid())
+    }
+
+    fn warm_up_bytes(&self) -> f64 {
+        Dataset::tool_warm_up().value_bytes()
     }
 
     fn failure(&mut self) -> Option<String> {

@@ -106,6 +106,10 @@ impl Contender for Standfast {
             .map_or(Ok(Usage::default()), |process| Usage::of(process.pid()))
     }
 
+    fn warm_up_bytes(&self) -> f64 {
+        0.0
+    }
+
     fn failure(&mut self) -> Option<String> {
         let process = self.process.as_mut()?;
         process.exited().map(|_| process.log_tail())
