@@ -86,8 +86,9 @@ async fn brokers_that_restart_are_waited_for_and_a_dead_source_does_not_hold_up_
         .stop_mirrors(Duration::from_secs(5))
         .await
         .unwrap();
+    // Waiting for the dead source would take at least its connect timeout.
     assert!(
-        began.elapsed() < Duration::from_secs(1),
+        began.elapsed() < Duration::from_secs(3),
         "{:?}",
         began.elapsed()
     );

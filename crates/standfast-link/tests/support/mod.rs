@@ -65,8 +65,9 @@ impl Running {
         let began = Instant::now();
         self.shutdown.cancel();
         (&mut self.task).await.expect("no panic").expect("no error");
+        // Promptly; the rest is for machines that build and test at once.
         assert!(
-            began.elapsed() < Duration::from_secs(1),
+            began.elapsed() < Duration::from_secs(5),
             "shutdown took {:?}",
             began.elapsed()
         );
