@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
-use standfast_link::MirrorDescription;
+use standfast_link::{MirrorDescription, VerifyProgress, VerifyReport};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +118,30 @@ pub(crate) struct Mirror {
 pub(crate) struct TransitionError {
     pub(crate) error_code: String,
     pub(crate) error_message: String,
+}
+
+/// Body of `POST /v1/mirrors/{topic}/verify`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VerifyRequest {
+    /// Needed only if several links mirror the topic.
+    #[serde(default)]
+    pub(crate) link: Option<String>,
+    #[serde(default)]
+    pub(crate) partition: Option<i32>,
+    #[serde(default)]
+    pub(crate) from: Option<i64>,
+    #[serde(default)]
+    pub(crate) to: Option<i64>,
+}
+
+/// One line of the answer; the last one is a report or an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum VerifyLine {
+    Progress(VerifyProgress),
+    Report(VerifyReport),
+    Error(ErrorBody),
 }
 
 /// `GET /v1/fleet`.

@@ -15,6 +15,8 @@ pub(crate) enum Exit {
     FailoverIncomplete = 4,
     /// A precondition does not hold. Nothing was changed.
     Refused = 5,
+    /// A comparison found a difference.
+    Different = 6,
 }
 
 /// The text that `--help` shows.
@@ -25,7 +27,8 @@ Exit codes:
   2  wrong usage or configuration
   3  no agent answers at the address
   4  failover or switchover failed on the way or was done in part: read the report
-  5  refused, a precondition does not hold; nothing was changed";
+  5  refused, a precondition does not hold; nothing was changed
+  6  `mirror verify` found a difference";
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {

@@ -81,6 +81,14 @@ fn a_link_picks_up_new_credentials() {
     agent.until("everything is mirrored", |agent| {
         agent.mirrored(TOPIC) == [10]
     });
+    let report = agent.json(&["mirror", "verify", TOPIC]);
+    assert_eq!(report["result"], "EQUAL", "{report:#}");
+    assert!(report["partitions"][0]["equal_batches"].as_u64() > Some(0));
+    let unknown = agent.cli(&["mirror", "verify", "nothing"]);
+    assert!(
+        unknown.code == 1 && unknown.stderr.contains("no link mirrors the topic"),
+        "{unknown:?}"
+    );
     assert!(
         !agent.log().contains("wr0ng-pass"),
         "a password is in the log:\n{}",

@@ -14,6 +14,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer that is read: some thousand topics.
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
 
+/// Longest silence between two lines of a streamed answer: a fetch and its repeats.
+const LINE_LIMIT: Duration = Duration::from_secs(120);
+
 #[derive(Debug)]
 pub(super) struct AgentClient {
     base: Url,
@@ -69,14 +72,53 @@ impl AgentClient {
         self.call(Method::POST, path, &[], Some(body), limit).await
     }
 
-    async fn call<B: Serialize, T: DeserializeOwned>(
+    /// Posts, and hands over each line of the answer as it comes.
+    pub(super) async fn post_lines<B: Serialize, T: DeserializeOwned>(
         &self,
-        method: Method,
         path: &[&str],
-        query: &[(&str, &str)],
-        body: Option<&B>,
-        limit: Duration,
-    ) -> Result<T, CallError> {
+        body: &B,
+        mut each: impl FnMut(T),
+    ) -> Result<(), CallError> {
+        let request = self.http.post(self.url(path)?).json(body);
+        let silent = || {
+            CallError::Failed(Failed::failure(format!(
+                "the agent at {} said nothing for {LINE_LIMIT:?}",
+                self.base
+            )))
+        };
+        let mut response = tokio::time::timeout(LINE_LIMIT, request.send())
+            .await
+            .map_err(|_| silent())?
+            .map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let bytes = response
+                .bytes()
+                .await
+                .map_err(|error| self.unreachable(&error))?;
+            return Err(self.refusal(status, &bytes));
+        }
+        let mut open: Vec<u8> = Vec::new();
+        loop {
+            let chunk = tokio::time::timeout(LINE_LIMIT, response.chunk())
+                .await
+                .map_err(|_| silent())?
+                .map_err(|error| self.unreachable(&error))?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            open.extend_from_slice(&chunk);
+            while let Some(end) = open.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = open.drain(..=end).collect();
+                let line = serde_json::from_slice(&line)
+                    .map_err(|error| self.not_an_agent(&error.to_string()))?;
+                each(line);
+            }
+            if open.len() > ANSWER_MAX_BYTES {
+                return Err(self.not_an_agent("a line without an end"));
+            }
+        }
+    }
+
+    fn url(&self, path: &[&str]) -> Result<Url, CallError> {
         let mut url = self.base.clone();
         match url.path_segments_mut() {
             Ok(mut segments) => segments.pop_if_empty().extend(path),
@@ -86,6 +128,25 @@ impl AgentClient {
                 )));
             }
         };
+        Ok(url)
+    }
+
+    fn refusal(&self, status: reqwest::StatusCode, bytes: &[u8]) -> CallError {
+        match serde_json::from_slice::<ErrorBody>(bytes) {
+            Ok(error) => CallError::Agent(error),
+            Err(_) => self.not_an_agent(&format!("HTTP status {status}")),
+        }
+    }
+
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&B>,
+        limit: Duration,
+    ) -> Result<T, CallError> {
+        let mut url = self.url(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -114,10 +175,7 @@ impl AgentClient {
             return serde_json::from_slice(&bytes)
                 .map_err(|error| self.not_an_agent(&error.to_string()));
         }
-        match serde_json::from_slice::<ErrorBody>(&bytes) {
-            Ok(error) => Err(CallError::Agent(error)),
-            Err(_) => Err(self.not_an_agent(&format!("HTTP status {status}"))),
-        }
+        Err(self.refusal(status, &bytes))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> CallError {

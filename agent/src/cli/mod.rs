@@ -9,12 +9,14 @@ mod fleet;
 mod mirrors;
 mod output;
 mod status;
+mod verify;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::api::VerifyRequest;
 use crate::exit::{EXIT_CODES, Exit, Failed};
 use crate::logging::LogFormat;
 use client::AgentClient;
@@ -135,7 +137,39 @@ pub(crate) enum MirrorCommand {
         #[arg(long)]
         link: Option<String>,
     },
+    /// Compare a mirror with its source, batch by batch, while mirroring goes on.
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The mirror topic.
+    pub(crate) topic: String,
+    /// The link, if several mirror the topic.
+    #[arg(long)]
+    pub(crate) link: Option<String>,
+    /// Only this partition.
+    #[arg(long, value_name = "N")]
+    pub(crate) partition: Option<i32>,
+    /// First offset to compare [default: the larger log start].
+    #[arg(long, value_name = "OFFSET")]
+    pub(crate) from: Option<i64>,
+    /// Offset before which to end [default: the smaller log end].
+    #[arg(long, value_name = "OFFSET")]
+    pub(crate) to: Option<i64>,
+}
+
+const VERIFY_HELP: &str = "\
+Compares offsets, record counts, timestamps, attributes and the record bytes of every batch; nothing is decompressed.
+Of each partition the first difference is shown. Batches that cannot be the same byte for byte by design (filler in
+compacted holes, re-encoded LogAppendTime batches, transaction markers) are counted, not compared.
+A mirror that is shorter or longer than its source is no difference; the table says by how much.
+Exit code 6: a difference was found.
+
+Examples:
+  standfast mirror verify orders
+  standfast mirror verify orders --partition 3 --from 1000000 --to 2000000";
 
 #[derive(Debug, Args)]
 pub(crate) struct FailoverArgs {
@@ -226,6 +260,15 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Faile
         Command::Mirror(MirrorCommand::Describe { topic, link }) => {
             mirrors::describe(&agent()?, &printer, &topic, link.as_deref()).await
         }
+        Command::Mirror(MirrorCommand::Verify(args)) => {
+            let request = VerifyRequest {
+                link: args.link,
+                partition: args.partition,
+                from: args.from,
+                to: args.to,
+            };
+            verify::verify(&agent()?, &printer, &args.topic, &request).await
+        }
         Command::Failover(args) => failover::failover(&agent()?, &printer, args).await,
         Command::Switchover(args) => failover::switchover(&agent()?, &printer, args).await,
         Command::Fleet(FleetCommand::Show { config: None }) => {
@@ -271,6 +314,7 @@ mod tests {
             Exit::AgentUnreachable,
             Exit::FailoverIncomplete,
             Exit::Refused,
+            Exit::Different,
         ] {
             assert!(
                 help.contains(&format!("\n  {}  ", exit as u8)),

@@ -37,6 +37,10 @@ impl Printer {
         }
     }
 
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     pub(super) fn is_json(&self) -> bool {
         self.format == OutputFormat::Json
     }

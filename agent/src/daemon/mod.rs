@@ -5,6 +5,7 @@ mod link;
 mod log_ends;
 mod mirrors;
 mod operations;
+mod verification;
 
 use std::fs::File;
 use std::path::Path;
@@ -30,6 +31,7 @@ use crate::http;
 pub(crate) use link::{LinkControl, Phase};
 pub(crate) use mirrors::{LinkSet, name_of};
 pub(crate) use operations::Operations;
+pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
 use link::LinkSupervisor;
@@ -60,6 +62,7 @@ pub(crate) struct DaemonState {
     pub(crate) fleet: FleetWatchHandle,
     pub(crate) links: LinkSet,
     pub(crate) operations: Operations,
+    pub(crate) verifications: Verifications,
 }
 
 impl Daemon {
@@ -94,7 +97,10 @@ impl Daemon {
             &config.failover,
             shutdown.clone(),
         );
+        let verifications =
+            Verifications::new(link_set.clone(), config.clusters, secrets, shutdown.clone());
         let state = DaemonState {
+            verifications,
             name: config.agent.name,
             started_at: Timestamp::now(),
             fleet,

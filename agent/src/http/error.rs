@@ -23,6 +23,12 @@ impl ApiError {
     }
 }
 
+impl From<ErrorBody> for ApiError {
+    fn from(body: ErrorBody) -> Self {
+        Self(body)
+    }
+}
+
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         Self(ErrorBody {

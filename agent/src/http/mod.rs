@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | fleet, clusters, links, running operation |
 //! | `GET /v1/mirrors[?link=L]` | every mirror topic |
 //! | `GET /v1/mirrors/{topic}[?link=L]` | one mirror topic; a list, since several links may mirror it |
+//! | `POST /v1/mirrors/{topic}/verify` | [`VerifyRequest`](crate::api::VerifyRequest) → JSON lines: progress, then the report |
 //! | `GET /v1/fleet` | the fleet record |
 //! | `POST /v1/failover` | [`FailoverRequest`] → [`Report`] |
 //! | `POST /v1/switchover` | [`SwitchoverRequest`] → [`Report`] |
@@ -17,6 +18,7 @@
 
 mod error;
 mod guard;
+mod verify;
 
 use std::time::Duration;
 
@@ -66,6 +68,7 @@ fn router(state: DaemonState, local: bool) -> Router {
         .route("/readyz", get(ready))
         .layer(middleware::from_fn(time_limit));
     let operations = Router::new()
+        .route("/v1/mirrors/{topic}/verify", post(verify::verify))
         .route("/v1/failover", post(failover))
         .route("/v1/switchover", post(switchover));
     reads

@@ -24,6 +24,7 @@ mod shard;
 mod startup;
 mod status;
 mod topics;
+mod verify;
 mod writer;
 
 pub use description::{
@@ -36,4 +37,8 @@ pub use link::Link;
 pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
     ProduceOptions,
+};
+pub use verify::{
+    Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,
+    VerifyProgress, VerifyReport, VerifyResult, verify,
 };

@@ -1,0 +1,593 @@
+//! Compares a mirror with its source, batch by batch, without decompressing anything.
+//!
+//! Two connections of its own, two answers of at most [`FETCH_BYTES`] (or one batch) in memory, whatever the size of the topics. Mirroring may go on meanwhile: compared is what
+//! both clusters held when the partition's turn came. Works on any pair of topics, also when no link runs.
+
+mod compare;
+
+use std::collections::{BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use standfast_wire::batch::RawBatch;
+use standfast_wire::{Cluster, ClusterOptions, ResponseError};
+
+use crate::calls::{self, LogRange};
+use crate::partition::PartitionId;
+use compare::{Compared, Reason, Side, Span, judge};
+
+/// Bytes asked for per fetch and side.
+const FETCH_BYTES: i32 = 2 << 20;
+/// How often retention may overtake the comparison of one partition before it is given up.
+const OVERTAKEN_MAX: u32 = 100;
+const CLEANUP_POLICY: &str = "cleanup.policy";
+
+/// What to compare.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// The cluster that was mirrored.
+    pub source: ClusterOptions,
+    /// The cluster that holds the mirror.
+    pub destination: ClusterOptions,
+    /// Topic on the source.
+    pub source_topic: String,
+    /// Topic on the destination.
+    pub mirror_topic: String,
+    /// Only this partition.
+    pub partition: Option<i32>,
+    /// First offset to compare; `None`: the larger of both log starts.
+    pub from: Option<i64>,
+    /// Offset before which to end; `None`: the smaller of both log ends.
+    pub to: Option<i64>,
+}
+
+/// How far the comparison of a partition has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyProgress {
+    /// Partition that is being compared.
+    pub partition: i32,
+    /// Partitions to compare in all.
+    pub num_partitions: usize,
+    /// Compared up to this offset.
+    pub offset: i64,
+    /// The partition's comparison ends there.
+    pub to_offset: i64,
+    /// Bytes of the source compared so far, in all partitions.
+    pub bytes: u64,
+}
+
+/// Outcome of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum VerifyResult {
+    /// Every batch is the same.
+    Equal,
+    /// No difference was found, but some batches cannot be compared; the counts say why.
+    EqualWhereComparable,
+    /// At least one partition differs.
+    Different,
+}
+
+/// What differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
+pub enum DifferenceKind {
+    /// The records themselves.
+    Records,
+    /// The number of records in a batch.
+    RecordCount,
+    /// Timestamps in the batch header.
+    Timestamps,
+    /// Attribute bits: compression, timestamp type, transaction.
+    Attributes,
+    /// The same offsets are cut into other batches.
+    Boundaries,
+    /// A transaction ended otherwise, or a marker stands on one side only.
+    Marker,
+    /// The destination has no record where the source has one.
+    MissingOnDestination,
+    /// The source's batch does not match its own CRC.
+    DamagedOnSource,
+    /// The destination's batch does not match its own CRC.
+    DamagedOnDestination,
+    /// The destination does not have the partition.
+    PartitionMissing,
+}
+
+/// The first difference of a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Offset of the first record that differs; of its batch, if the batch is compressed.
+    pub offset: i64,
+    /// What differs.
+    pub kind: DifferenceKind,
+    /// The values on both sides.
+    pub detail: String,
+}
+
+/// Batches that cannot be the same byte for byte, by design, counted by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotComparable {
+    /// Holes that compaction left on the source and that the mirror fills.
+    pub filler: u64,
+    /// Written anew so that timestamps stay (LogAppendTime).
+    pub re_encoded: u64,
+    /// Transaction markers with the same outcome.
+    pub marker: u64,
+    /// Compacted by the destination on its own.
+    pub compacted: u64,
+}
+
+impl NotComparable {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.filler + self.re_encoded + self.marker + self.compacted
+    }
+}
+
+/// One partition, compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionVerified {
+    /// Partition number.
+    pub partition: i32,
+    /// First offset compared.
+    pub from_offset: i64,
+    /// Offset before which the comparison ended.
+    pub to_offset: i64,
+    /// Log start of the source.
+    pub source_log_start_offset: i64,
+    /// High watermark of the source.
+    pub source_log_end_offset: i64,
+    /// Log start of the destination.
+    pub destination_log_start_offset: i64,
+    /// High watermark of the destination, asked before the source's.
+    pub destination_log_end_offset: i64,
+    /// Offsets at the end that the source has and the destination does not: the mirror is shorter by so many.
+    pub only_on_source: i64,
+    /// Offsets at the end that the destination has and the source does not: written there after a failover, or by a foreign producer.
+    pub only_on_destination: i64,
+    /// Offsets that retention removed on one side while they were to be compared.
+    pub overtaken_by_retention: i64,
+    /// Batches that are the same.
+    pub equal_batches: u64,
+    /// Batches that cannot be the same.
+    pub not_comparable: NotComparable,
+    /// Bytes of the source compared.
+    pub bytes: u64,
+    /// The first difference; nothing behind it was compared.
+    pub first_difference: Option<Difference>,
+}
+
+/// A mirror, compared with its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Topic on the source.
+    pub source_topic_name: String,
+    /// Topic on the destination.
+    pub mirror_topic_name: String,
+    /// The outcome over all partitions.
+    pub result: VerifyResult,
+    /// One entry per partition compared.
+    pub partitions: Vec<PartitionVerified>,
+}
+
+/// Why two topics could not be compared.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// A cluster was not reached, or refused.
+    #[error("{cluster} cluster: {error}")]
+    Cluster {
+        /// `source` or `destination`.
+        cluster: &'static str,
+        /// What happened.
+        error: standfast_wire::Error,
+    },
+    /// A cluster does not have the topic or the partition.
+    #[error("the {cluster} cluster has no {what}")]
+    Missing {
+        /// `source` or `destination`.
+        cluster: &'static str,
+        /// The topic or partition.
+        what: String,
+    },
+    /// The range of offsets is empty.
+    #[error("from offset {from} to offset {to} is no range; `from` must be smaller")]
+    Range {
+        /// First offset.
+        from: i64,
+        /// Offset before which to end.
+        to: i64,
+    },
+    /// A log became shorter, or retention removed records faster than they were compared.
+    #[error("{cluster} cluster, {partition}: {reason}")]
+    Moved {
+        /// `source` or `destination`.
+        cluster: &'static str,
+        /// The partition.
+        partition: String,
+        /// What was seen.
+        reason: String,
+    },
+}
+
+const SOURCE: &str = "source";
+const DESTINATION: &str = "destination";
+
+/// Compares two topics. `progress` is called after each fetch.
+///
+/// # Errors
+/// A cluster cannot be asked, or does not have the topic. A difference is no error: it is in the report.
+pub async fn verify(
+    options: VerifyOptions,
+    progress: impl Fn(VerifyProgress) + Send + Sync,
+) -> Result<VerifyReport, VerifyError> {
+    if let (Some(from), Some(to)) = (options.from, options.to)
+        && from >= to
+    {
+        return Err(VerifyError::Range { from, to });
+    }
+    let (source, mirror) = tokio::join!(
+        Log::open(SOURCE, &options.source, &options.source_topic),
+        Log::open(DESTINATION, &options.destination, &options.mirror_topic)
+    );
+    let (source, mirror) = (source?, mirror?);
+    if let Some(partition) = options.partition
+        && !source.partitions.contains(&partition)
+    {
+        let what = format!("partition {partition} of topic {:?}", source.topic);
+        return Err(VerifyError::Missing {
+            cluster: SOURCE,
+            what,
+        });
+    }
+    let wanted: Vec<i32> = source
+        .partitions
+        .iter()
+        .copied()
+        .filter(|partition| options.partition.is_none_or(|only| only == *partition))
+        .collect();
+    let run = Run {
+        compacts: mirror.compacts().await?,
+        source,
+        mirror,
+        options: &options,
+        num_partitions: wanted.len(),
+        progress,
+    };
+    let mut partitions = Vec::with_capacity(wanted.len());
+    let mut bytes = 0;
+    for partition in wanted {
+        let verified = run.partition(partition, bytes).await?;
+        bytes += verified.bytes;
+        partitions.push(verified);
+    }
+    Ok(VerifyReport {
+        source_topic_name: options.source_topic.clone(),
+        mirror_topic_name: options.mirror_topic.clone(),
+        result: outcome(&partitions),
+        partitions,
+    })
+}
+
+fn outcome(partitions: &[PartitionVerified]) -> VerifyResult {
+    if partitions.iter().any(|p| p.first_difference.is_some()) {
+        VerifyResult::Different
+    } else if partitions.iter().any(|p| p.not_comparable.total() > 0) {
+        VerifyResult::EqualWhereComparable
+    } else {
+        VerifyResult::Equal
+    }
+}
+
+/// One topic on one cluster.
+struct Log {
+    role: &'static str,
+    cluster: Cluster,
+    topic: String,
+    partitions: BTreeSet<i32>,
+}
+
+impl Log {
+    async fn open(
+        role: &'static str,
+        options: &ClusterOptions,
+        topic: &str,
+    ) -> Result<Self, VerifyError> {
+        let failed = |error| VerifyError::Cluster {
+            cluster: role,
+            error,
+        };
+        let cluster = Cluster::connect(options.clone()).await.map_err(failed)?;
+        let metadata = cluster.topics(&[topic]).await.map_err(failed)?;
+        let partitions: BTreeSet<i32> = metadata
+            .topics
+            .get(topic)
+            .map(|found| found.partitions.keys().copied().collect())
+            .unwrap_or_default();
+        if partitions.is_empty() {
+            let what = format!("topic {topic:?}, or the user may not describe it");
+            return Err(VerifyError::Missing {
+                cluster: role,
+                what,
+            });
+        }
+        Ok(Self {
+            role,
+            cluster,
+            topic: topic.to_owned(),
+            partitions,
+        })
+    }
+
+    fn id(&self, partition: i32) -> PartitionId {
+        PartitionId::new(self.topic.as_str(), partition)
+    }
+
+    fn failed(&self, error: standfast_wire::Error) -> VerifyError {
+        VerifyError::Cluster {
+            cluster: self.role,
+            error,
+        }
+    }
+
+    async fn range(&self, partition: i32) -> Result<LogRange, VerifyError> {
+        calls::log_range(&self.cluster, &self.id(partition))
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn compacts(&self) -> Result<bool, VerifyError> {
+        let configs = calls::topic_configs(&self.cluster, &self.topic)
+            .await
+            .map_err(|error| self.failed(error))?;
+        let policy = configs
+            .get(CLEANUP_POLICY)
+            .and_then(|config| config.value.as_deref());
+        Ok(policy.is_some_and(|policy| policy.split(',').any(|part| part.trim() == "compact")))
+    }
+}
+
+/// One comparison under way.
+struct Run<'o, P> {
+    source: Log,
+    mirror: Log,
+    compacts: bool,
+    options: &'o VerifyOptions,
+    num_partitions: usize,
+    progress: P,
+}
+
+/// Why a stretch of a partition was left.
+enum Left {
+    Compared,
+    /// The log no longer begins where it did.
+    Overtaken,
+}
+
+impl<P: Fn(VerifyProgress) + Send + Sync> Run<'_, P> {
+    async fn partition(
+        &self,
+        partition: i32,
+        bytes_before: u64,
+    ) -> Result<PartitionVerified, VerifyError> {
+        let mut verified = PartitionVerified {
+            partition,
+            ..PartitionVerified::default()
+        };
+        if !self.mirror.partitions.contains(&partition) {
+            verified.first_difference = Some(Difference {
+                offset: 0,
+                kind: DifferenceKind::PartitionMissing,
+                detail: "the destination does not have the partition".to_owned(),
+            });
+            return Ok(verified);
+        }
+        // The destination first: what it holds then must be on the source afterwards.
+        let (mirror, source) = (
+            self.mirror.range(partition).await?,
+            self.source.range(partition).await?,
+        );
+        verified.source_log_start_offset = source.start;
+        verified.source_log_end_offset = source.end;
+        verified.destination_log_start_offset = mirror.start;
+        verified.destination_log_end_offset = mirror.end;
+        verified.only_on_source = (source.end - mirror.end).max(0);
+        verified.only_on_destination = (mirror.end - source.end).max(0);
+        let both = (source.start.max(mirror.start), source.end.min(mirror.end));
+        let mut at = self.options.from.map_or(both.0, |from| from.max(both.0));
+        let to = self.options.to.map_or(both.1, |to| to.min(both.1)).max(at);
+        (verified.from_offset, verified.to_offset) = (at, to);
+        for _ in 0..OVERTAKEN_MAX {
+            let ends = (source.end, mirror.end);
+            match self
+                .stretch(&mut at, to, ends, &mut verified, bytes_before)
+                .await?
+            {
+                Left::Compared => return Ok(verified),
+                Left::Overtaken => {
+                    let (mirror, source) = (
+                        self.mirror.range(partition).await?,
+                        self.source.range(partition).await?,
+                    );
+                    let start = source.start.max(mirror.start).min(to);
+                    verified.overtaken_by_retention += (start - at).max(0);
+                    at = at.max(start);
+                }
+            }
+        }
+        Err(VerifyError::Moved {
+            cluster: SOURCE,
+            partition: self.source.id(partition).to_string(),
+            reason: "retention removes records faster than they are compared; compare with --from nearer to the end".to_owned(),
+        })
+    }
+
+    /// Compares from `at` on, up to the first difference.
+    async fn stretch(
+        &self,
+        at: &mut i64,
+        to: i64,
+        ends: (i64, i64),
+        verified: &mut PartitionVerified,
+        bytes_before: u64,
+    ) -> Result<Left, VerifyError> {
+        let partition = verified.partition;
+        let mut theirs = Cursor::new(&self.source, partition, *at, ends.0);
+        let mut ours = Cursor::new(&self.mirror, partition, *at, ends.1);
+        while *at < to {
+            let (mut source, mut mirror) = (Side::at(*at), Side::at(*at));
+            while source.is_empty() || mirror.is_empty() || source.end() != mirror.end() {
+                if theirs.is_dry() || ours.is_dry() {
+                    let filled = tokio::join!(theirs.fill(), ours.fill());
+                    if !(filled.0? && filled.1?) {
+                        return Ok(Left::Overtaken);
+                    }
+                    (self.progress)(VerifyProgress {
+                        partition,
+                        num_partitions: self.num_partitions,
+                        offset: *at,
+                        to_offset: to,
+                        bytes: bytes_before + verified.bytes,
+                    });
+                }
+                let behind =
+                    source.is_empty() || (!mirror.is_empty() && source.end() < mirror.end());
+                let (side, cursor) = if behind {
+                    (&mut source, &mut theirs)
+                } else {
+                    (&mut mirror, &mut ours)
+                };
+                let Some(span) = cursor.next() else {
+                    verified.first_difference = Some(Difference {
+                        offset: *at,
+                        kind: DifferenceKind::Boundaries,
+                        detail: format!(
+                            "the {}'s log ends at offset {}, inside a batch of the other side",
+                            cursor.log.role, cursor.end
+                        ),
+                    });
+                    return Ok(Left::Compared);
+                };
+                if behind && let Span::Batch(batch) = &span {
+                    verified.bytes += batch.bytes.len() as u64;
+                }
+                side.push(span);
+            }
+            match judge(&source, &mirror, self.compacts) {
+                Compared::Nothing => {}
+                Compared::Equal => verified.equal_batches += 1,
+                Compared::NotComparable(reason) => count(&mut verified.not_comparable, reason),
+                Compared::Different(difference) => {
+                    verified.first_difference = Some(difference);
+                    return Ok(Left::Compared);
+                }
+            }
+            *at = source.end();
+        }
+        Ok(Left::Compared)
+    }
+}
+
+fn count(counts: &mut NotComparable, reason: Reason) {
+    let counter = match reason {
+        Reason::Filler => &mut counts.filler,
+        Reason::ReEncoded => &mut counts.re_encoded,
+        Reason::Marker => &mut counts.marker,
+        Reason::Compacted => &mut counts.compacted,
+    };
+    *counter += 1;
+}
+
+/// Reads one partition forward.
+struct Cursor<'l> {
+    log: &'l Log,
+    partition: i32,
+    at: i64,
+    /// The log's end as it was listed.
+    end: i64,
+    fetched: VecDeque<RawBatch>,
+    /// Nothing stands between `at` and the end.
+    hollow: bool,
+}
+
+impl<'l> Cursor<'l> {
+    fn new(log: &'l Log, partition: i32, at: i64, end: i64) -> Self {
+        Self {
+            log,
+            partition,
+            at,
+            end,
+            fetched: VecDeque::new(),
+            hollow: false,
+        }
+    }
+
+    /// Whether a fetch is due before [`Cursor::next`].
+    fn is_dry(&self) -> bool {
+        self.fetched.is_empty() && self.at < self.end && !self.hollow
+    }
+
+    /// Fetches if need be. `false`: the log no longer begins where this cursor stands.
+    async fn fill(&mut self) -> Result<bool, VerifyError> {
+        if !self.is_dry() {
+            return Ok(true);
+        }
+        let fetched = self
+            .log
+            .cluster
+            .fetch_batches(&self.log.topic, self.partition, self.at, FETCH_BYTES)
+            .await;
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) if error.code() == Some(ResponseError::OffsetOutOfRange) => {
+                let range = self.log.range(self.partition).await?;
+                if range.start > self.at {
+                    return Ok(false);
+                }
+                return Err(self.shorter(range.end));
+            }
+            Err(error) => return Err(self.log.failed(error)),
+        };
+        let at = self.at;
+        self.fetched = fetched.batches.into();
+        self.fetched.retain(|batch| batch.header.next_offset() > at);
+        if self.fetched.is_empty() {
+            if fetched.high_watermark < self.end {
+                return Err(self.shorter(fetched.high_watermark));
+            }
+            self.hollow = true;
+        }
+        Ok(true)
+    }
+
+    /// The next stretch of the log; `None` at its end.
+    fn next(&mut self) -> Option<Span> {
+        if self.at >= self.end {
+            return None;
+        }
+        let to = self
+            .fetched
+            .front()
+            .map_or(self.end, |batch| batch.header.base_offset);
+        if to > self.at {
+            let span = Span::Gap { to };
+            self.at = to;
+            return Some(span);
+        }
+        let batch = self.fetched.pop_front()?;
+        self.at = batch.header.next_offset();
+        Some(Span::Batch(batch))
+    }
+
+    fn shorter(&self, end: i64) -> VerifyError {
+        VerifyError::Moved {
+            cluster: self.log.role,
+            partition: self.log.id(self.partition).to_string(),
+            reason: format!(
+                "the log ended at offset {} and now ends at {end}: it was truncated or created again, or its leader has just changed",
+                self.end
+            ),
+        }
+    }
+}
