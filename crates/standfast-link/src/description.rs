@@ -15,6 +15,8 @@ pub enum LinkState {
     Failed,
     /// One of the clusters is not reached; the link retries.
     Unavailable,
+    /// Paused by the operator: nothing is fetched or written.
+    Paused,
     /// The mirrors were stopped by a failover.
     Stopped,
     /// The link has not connected yet.
@@ -33,13 +35,15 @@ pub enum MirrorStatus {
     Failed,
     /// The link as a whole failed.
     LinkFailed,
+    /// The link as a whole is paused.
+    LinkPaused,
     /// Paused by the operator.
     Paused,
-    /// A failover is stopping the mirror.
+    /// Being promoted: it is stopped as soon as it holds all of the source's log.
     PendingStopped,
     /// The source is not reached at the moment; retried without end.
     SourceUnavailable,
-    /// Stopped by a failover; the topic belongs to the destination now.
+    /// Stopped by promote or failover; the topic belongs to the destination now.
     Stopped,
     /// Being created, seeded or started.
     #[default]
@@ -88,10 +92,12 @@ pub enum PartitionState {
     Retrying,
     /// The source is not reached; retried without end.
     SourceUnavailable,
-    /// Stopped for good until a person acts; nothing is written.
+    /// Stopped until a person acts and resumes it; nothing is written.
     Failed,
-    /// Stopped by a failover.
+    /// Stopped by promote or failover.
     Stopped,
+    /// Paused, alone or with the whole link.
+    Paused,
 }
 
 /// One mirror topic, as `standfast mirror describe` shows it.

@@ -6,48 +6,97 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures_util::{StreamExt, stream};
 use standfast_wire::Cluster;
 use tracing::{debug, warn};
 
 use crate::calls::{self, Committed};
+use crate::description::GroupDescription;
+use crate::filters;
+use crate::lifecycle::Wanted;
 use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Context;
 use crate::status::now_ms;
 
+/// Groups that are carried over at the same time.
+const GROUPS_AT_ONCE: usize = 8;
+
 /// Carries all groups over at every `group_sync_interval`.
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
-    if inner.options.groups.is_empty() {
+    if inner.options.groups.is_empty() && inner.options.group_filters.is_empty() {
         return std::future::pending().await;
     }
     let mut tick = tokio::time::interval(inner.options.group_sync_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        if inner.options.lifecycle.is_paused() {
+            continue;
+        }
         sync(&inner, &context.source, &context.destination).await;
     }
 }
 
 /// Carries all groups over once; what goes wrong stands in the description of the group.
 pub(crate) async fn sync(inner: &Inner, source: &Cluster, destination: &Cluster) {
-    for group in &inner.options.groups {
-        let outcome = carry(inner, group, source, destination).await;
-        let mut groups = inner.groups();
-        let Some(description) = groups.iter_mut().find(|g| g.group == *group) else {
-            continue;
-        };
-        match outcome {
-            Ok(committed) => {
-                description.committed_offsets += committed;
-                description.last_success_ms = Some(now_ms());
-                description.error = None;
+    let groups = match wanted(inner, source).await {
+        Ok(groups) => groups,
+        Err(error) => {
+            warn!(link = %inner.options.name, %error, "the source's consumer groups are not known, carrying over those known before");
+            inner.groups().iter().map(|g| g.group.clone()).collect()
+        }
+    };
+    stream::iter(groups)
+        .map(|group| async move {
+            let outcome = carry(inner, &group, source, destination).await;
+            note(inner, &group, outcome);
+        })
+        .buffer_unordered(GROUPS_AT_ONCE)
+        .collect::<()>()
+        .await;
+}
+
+/// The groups that are named, and those of the source that the filters take. A group that the source no longer has is forgotten, so that it is never
+/// created again on the destination.
+async fn wanted(inner: &Inner, source: &Cluster) -> Result<Vec<String>, standfast_wire::Error> {
+    let options = &inner.options;
+    let mut groups = options.groups.clone();
+    if !options.group_filters.is_empty() {
+        let found = source.list_groups().await?.into_iter();
+        groups.extend(found.filter(|g| filters::admits(&options.group_filters, g)));
+        groups.sort_unstable();
+        groups.dedup();
+    }
+    let mut described = inner.groups();
+    described.retain(|d| groups.contains(&d.group));
+    for group in &groups {
+        if !described.iter().any(|d| d.group == *group) {
+            described.push(GroupDescription {
+                group: group.clone(),
+                ..GroupDescription::default()
+            });
+        }
+    }
+    Ok(groups)
+}
+
+fn note(inner: &Inner, group: &str, outcome: Result<u64, String>) {
+    let mut groups = inner.groups();
+    let Some(description) = groups.iter_mut().find(|g| g.group == *group) else {
+        return;
+    };
+    match outcome {
+        Ok(committed) => {
+            description.committed_offsets += committed;
+            description.last_success_ms = Some(now_ms());
+            description.error = None;
+        }
+        Err(text) => {
+            if description.error.as_ref() != Some(&text) {
+                warn!(group, reason = %text, "group offsets not carried over");
             }
-            Err(text) => {
-                if description.error.as_ref() != Some(&text) {
-                    warn!(group, reason = %text, "group offsets not carried over");
-                }
-                description.error = Some(text);
-            }
+            description.error = Some(text);
         }
     }
 }
@@ -59,9 +108,12 @@ async fn carry(
     destination: &Cluster,
 ) -> Result<u64, String> {
     let mirrored: Vec<(PartitionId, Option<i64>)> = {
+        let state = inner.options.lifecycle.state();
         let topics = inner.topics();
         topics
             .iter()
+            // A stopped mirror's topic belongs to the destination, and so do the offsets in it.
+            .filter(|t| state.wanted(&t.name()) != Wanted::Stopped)
             .flat_map(|t| t.ids().zip(t.partitions().iter().map(|p| p.position())))
             .collect()
     };

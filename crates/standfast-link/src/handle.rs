@@ -1,5 +1,6 @@
 //! The handle of a link: describes it, asks for lags, and stops its mirrors for a failover.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use crate::description::{
     GroupDescription, LagNow, LinkDescription, MirrorDescription, StoppedMirror,
 };
+use crate::lifecycle::Wanted;
 use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Command;
@@ -17,10 +19,10 @@ use crate::topics::{self, Topic};
 use crate::{Error, calls, groups, metrics};
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
-const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
+pub(crate) const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// How long requests without an answer are given to land before the log ends are asked for.
-const UNANSWERED_SETTLES: Duration = Duration::from_millis(500);
+pub(crate) const UNANSWERED_SETTLES: Duration = Duration::from_millis(500);
 
 /// Asks and steers a running link. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,10 +35,11 @@ impl LinkHandle {
     pub fn describe(&self) -> LinkDescription {
         let inner = &self.inner;
         let name = inner.options.name.as_str();
+        let state = inner.options.lifecycle.state();
         let mirrors: Vec<MirrorDescription> = inner
             .topics()
             .iter()
-            .map(|topic| topic.describe(name))
+            .map(|topic| topic.describe(name, state.wanted(&topic.name()), state.paused))
             .collect();
         let (link_state, link_error) = inner.state(&mirrors);
         let id = inner.producer_id.load(Ordering::Acquire);
@@ -86,7 +89,7 @@ impl LinkHandle {
             // Requests that were never answered may still wait in the broker's queue.
             tokio::time::sleep(UNANSWERED_SETTLES).await;
         }
-        let ids = self.partitions(destination).await?;
+        let ids = self.partitions(destination, None).await?;
         let asked = calls::log_ends(destination, &ids);
         let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {
             ids.iter().map(|id| (id.clone(), Err(format!("the destination did not answer for its log end within {LOG_ENDS_MAX:?}")))).collect()
@@ -104,16 +107,23 @@ impl LinkHandle {
             .collect())
     }
 
-    /// The partitions known to the link; for topics that it could not start (the source was never reached), those that the destination knows.
-    async fn partitions(&self, destination: &Cluster) -> Result<Vec<PartitionId>, Error> {
-        let unknown: Vec<Arc<str>> = self
-            .inner
-            .topics()
-            .iter()
-            .filter(|t| t.partitions().is_empty())
-            .map(|t| t.name())
-            .collect();
-        let mut ids: Vec<PartitionId> = self.inner.topics().iter().flat_map(Topic::ids).collect();
+    /// The partitions known to the link (of all topics, or of some); for topics that it could not start (the source was never reached), those that the
+    /// destination knows.
+    pub(crate) async fn partitions(
+        &self,
+        destination: &Cluster,
+        only: Option<&HashSet<Arc<str>>>,
+    ) -> Result<Vec<PartitionId>, Error> {
+        let (unknown, mut ids) = {
+            let topics = self.inner.topics();
+            let (unknown, known): (Vec<&Topic>, Vec<&Topic>) = topics
+                .iter()
+                .filter(|t| only.is_none_or(|only| only.contains(&t.name())))
+                .partition(|t| t.partitions().is_empty());
+            let unknown: Vec<Arc<str>> = unknown.into_iter().map(Topic::name).collect();
+            let ids: Vec<PartitionId> = known.into_iter().flat_map(Topic::ids).collect();
+            (unknown, ids)
+        };
         if !unknown.is_empty() {
             let names: Vec<&str> = unknown.iter().map(|n| &**n).collect();
             let metadata = destination
@@ -136,39 +146,36 @@ impl LinkHandle {
         Ok(ids)
     }
 
-    /// Asks both clusters for their log ends: first the source, then the destination, so that no record is counted as mirrored too early.
+    /// Both clusters, or which of them was never reached.
+    pub(crate) fn both_clusters(&self) -> Result<(&Cluster, &Cluster), Error> {
+        let unreached = |cluster| Error::NotConnected {
+            link: self.inner.options.name.to_string(),
+            cluster,
+        };
+        let source = self.inner.source.get();
+        let destination = self.inner.destination.get();
+        Ok((
+            source.ok_or_else(|| unreached("source"))?,
+            destination.ok_or_else(|| unreached("destination"))?,
+        ))
+    }
+
+    /// Asks both clusters for their log ends: first the source, then the destination, so that no record is counted as mirrored too early. Mirrors that
+    /// were stopped one by one are left out.
     pub async fn lag_now(&self) -> Result<Vec<LagNow>, Error> {
         let link = || self.inner.options.name.to_string();
-        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
-            link: link(),
-            cluster: "source",
-        })?;
-        let destination = self
-            .inner
-            .destination
-            .get()
-            .ok_or_else(|| Error::NotConnected {
-                link: link(),
-                cluster: "destination",
-            })?;
+        let (source, destination) = self.both_clusters()?;
+        let state = self.inner.options.lifecycle.state();
+        let mut names = self.inner.topic_names();
+        names.retain(|name| state.wanted(name) != Wanted::Stopped);
+        let asked: Vec<&str> = names.iter().map(|name| &**name).collect();
         let metadata = source
-            .topics(
-                &self
-                    .inner
-                    .options
-                    .topics
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>(),
-            )
+            .topics(&asked)
             .await
             .map_err(|e| self.error("source", e))?;
-        let ids: Vec<PartitionId> = self
-            .inner
-            .topics()
-            .iter()
-            .flat_map(|topic| {
-                let name = topic.name();
+        let ids: Vec<PartitionId> = names
+            .into_iter()
+            .flat_map(|name| {
                 let count = metadata
                     .topics
                     .get(&name)
@@ -209,22 +216,12 @@ impl LinkHandle {
 
     /// Carries the offsets of all groups over now, instead of at the next interval.
     pub async fn sync_groups_now(&self) -> Result<Vec<GroupDescription>, Error> {
-        let link = || self.inner.options.name.to_string();
         if self.inner.stop.is_cancelled() {
-            return Err(Error::NotRunning { link: link() });
+            return Err(Error::NotRunning {
+                link: self.inner.options.name.to_string(),
+            });
         }
-        let source = self.inner.source.get().ok_or_else(|| Error::NotConnected {
-            link: link(),
-            cluster: "source",
-        })?;
-        let destination = self
-            .inner
-            .destination
-            .get()
-            .ok_or_else(|| Error::NotConnected {
-                link: link(),
-                cluster: "destination",
-            })?;
+        let (source, destination) = self.both_clusters()?;
         groups::sync(&self.inner, source, destination).await;
         Ok(self.inner.groups().clone())
     }

@@ -9,21 +9,28 @@ mod calls;
 mod classify;
 mod contain;
 mod description;
+mod discover;
 mod error;
 mod fetcher;
+mod filters;
 mod groups;
 mod guard;
 mod handle;
 mod identity;
+mod lifecycle;
 mod link;
 mod metrics;
 mod options;
 mod partition;
+mod paused;
+mod promote;
+mod rest;
 mod seed;
 mod shard;
 mod startup;
 mod status;
 mod topics;
+mod transitions;
 mod verify;
 mod writer;
 
@@ -32,12 +39,17 @@ pub use description::{
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,
 };
 pub use error::Error;
+pub use filters::{Filter, FilterType, PatternType, admits, excludes, is_internal};
 pub use handle::LinkHandle;
+pub use lifecycle::{
+    Lifecycle, MirrorChange, RunningState, TopicState, TransitionErrorCode, Wanted,
+};
 pub use link::Link;
 pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
-    ProduceOptions,
+    MIN_GROUP_SYNC_INTERVAL, ProduceOptions,
 };
+pub use transitions::Transition;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,
     VerifyProgress, VerifyReport, VerifyResult, verify,

@@ -1,22 +1,25 @@
 //! The control plane of a link: connects, finds the producer id, creates the topics, starts the shards and watches over them.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use standfast_wire::{Cluster, ClusterOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::description::{GroupDescription, LinkState, MirrorDescription};
+use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
+use crate::filters;
 use crate::handle::LinkHandle;
+use crate::lifecycle::Wanted;
 use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::topics::{self, Topic};
-use crate::{Error, groups, guard, identity};
+use crate::{Error, groups, guard, identity, paused};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -42,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) producer_id: Arc<AtomicI64>,
     /// Cancelled by a stop of the mirrors: nothing is written to the destination any more, by any part.
     pub(crate) stop: CancellationToken,
+    /// A command changed what is wanted of the mirrors.
+    pub(crate) look_again: Notify,
     shards: Mutex<Vec<mpsc::Sender<Command>>>,
     topics: Mutex<Vec<Topic>>,
     groups: Mutex<Vec<GroupDescription>>,
@@ -61,7 +66,7 @@ impl Link {
     /// Checks the options. Nothing is connected before [`Link::run`].
     pub fn new(options: LinkOptions) -> Result<(Link, LinkHandle), Error> {
         options.check()?;
-        let topics = options.topics.iter().map(|name| Topic::new(name)).collect();
+        let topics = first_topics(&options);
         let groups = options
             .groups
             .iter()
@@ -76,6 +81,7 @@ impl Link {
             destination: OnceLock::new(),
             producer_id: Arc::new(AtomicI64::new(-1)),
             stop: CancellationToken::new(),
+            look_again: Notify::new(),
             shards: Mutex::default(),
             topics: Mutex::new(topics),
             groups: Mutex::new(groups),
@@ -128,6 +134,21 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// The topics that are named, and those that filters or commands added in earlier runs.
+fn first_topics(options: &LinkOptions) -> Vec<Topic> {
+    let named: HashSet<&str> = options.topics.iter().map(String::as_str).collect();
+    let state = options.lifecycle.state();
+    let remembered = state.topics.iter().filter(|(name, topic)| {
+        !named.contains(name.as_str())
+            && (topic.created || filters::admits(&options.topic_filters, name))
+    });
+    let names = options
+        .topics
+        .iter()
+        .chain(remembered.map(|(name, _)| name));
+    names.map(|name| Topic::new(name)).collect()
 }
 
 /// Returns when a data thread has ended, which only a fault can cause before the shutdown.
@@ -189,7 +210,11 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
     ));
     jobs.spawn(until_stopped(
         Arc::clone(inner),
-        groups::keep(Arc::clone(inner), context),
+        groups::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        paused::keep(Arc::clone(inner), context),
     ));
     Ok(Some(Running { jobs, threads }))
 }
@@ -232,6 +257,53 @@ async fn connect(inner: &Arc<Inner>, side: Side) -> Cluster {
 impl Inner {
     pub(crate) fn topics(&self) -> MutexGuard<'_, Vec<Topic>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn topic_names(&self) -> Vec<Arc<str>> {
+        self.topics().iter().map(Topic::name).collect()
+    }
+
+    /// The state in which a topic should rest; `None`: it should mirror.
+    pub(crate) fn rest_of(&self, topic: &str) -> Option<PartitionState> {
+        self.options.lifecycle.rest_of(topic)
+    }
+
+    /// These topics are no longer to be promoted.
+    pub(crate) fn end_promotion(&self, topics: &HashSet<Arc<str>>) {
+        for topic in self.topics().iter_mut() {
+            if topics.contains(&topic.name()) {
+                (topic.promoting, topic.held) = (false, false);
+            }
+        }
+    }
+
+    /// Keeps topics that rest for a last comparison from being resumed.
+    pub(crate) fn hold(&self, topics: &HashSet<Arc<str>>) {
+        for topic in self.topics().iter_mut() {
+            topic.held |= topics.contains(&topic.name());
+        }
+    }
+
+    /// Ends the hold; those of `equal` that nothing else has changed meanwhile are stopped for good, and answered.
+    pub(crate) fn conclude(
+        &self,
+        held: &HashSet<Arc<str>>,
+        equal: &HashSet<Arc<str>>,
+    ) -> Vec<Arc<str>> {
+        let mut done = Vec::new();
+        let mut topics = self.topics();
+        for topic in topics.iter_mut().filter(|t| held.contains(&t.name())) {
+            if topic.promoting && equal.contains(&topic.name()) {
+                topic.promoting = false;
+                done.push(topic.name());
+            }
+            topic.held = false;
+        }
+        // Before the lock is given up: from here on no look resumes them.
+        let names = done.iter().map(|name| &**name);
+        self.options.lifecycle.set(names, Wanted::Stopped);
+        drop(topics);
+        done
     }
 
     pub(crate) fn groups(&self) -> MutexGuard<'_, Vec<GroupDescription>> {
@@ -284,6 +356,9 @@ impl Inner {
             (None, Some(destination)) => Some(format!("destination: {destination}")),
             (None, None) => None,
         };
+        if self.options.lifecycle.is_paused() {
+            return (LinkState::Paused, text);
+        }
         if let Some(text) = text {
             return (
                 if trouble.failed {

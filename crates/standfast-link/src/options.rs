@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use standfast_wire::ClusterOptions;
 
-use crate::Error;
+use crate::filters::{self, Filter};
+use crate::{Error, Lifecycle};
 
 /// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
 pub const MAX_IN_FLIGHT: usize = 5;
 
 /// Longest link name; it becomes part of a transactional id.
 pub const MAX_NAME_LEN: usize = 63;
+
+/// Shortest time between two runs of the group offsets.
+pub const MIN_GROUP_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Name of a link: `[a-z0-9][a-z0-9._-]{0,62}`.
 ///
@@ -135,8 +139,14 @@ pub struct LinkOptions {
     pub destination: ClusterOptions,
     /// Topics to mirror, by exact name.
     pub topics: Vec<String>,
+    /// Further topics of the source that are mirrored as soon as they exist (looked for at each `metadata_refresh`).
+    pub topic_filters: Vec<Filter>,
     /// Consumer groups whose committed offsets are carried over.
     pub groups: Vec<String>,
+    /// Further groups of the source, looked for at each `group_sync_interval`.
+    pub group_filters: Vec<Filter>,
+    /// Which mirrors are paused or stopped; shared with whoever keeps it over restarts.
+    pub lifecycle: Lifecycle,
     /// Bound on the bytes of record data in memory, whatever the number of partitions.
     pub memory_bytes: usize,
     /// Operating system threads that copy data; partitions are spread over them.
@@ -170,7 +180,10 @@ impl LinkOptions {
             source,
             destination,
             topics,
+            topic_filters: Vec::new(),
             groups: Vec::new(),
+            group_filters: Vec::new(),
+            lifecycle: Lifecycle::default(),
             memory_bytes: 16 << 20,
             shards: 1,
             fetch: FetchOptions::default(),
@@ -190,13 +203,16 @@ impl LinkOptions {
                 reason: reason.to_owned(),
             })
         };
-        if self.topics.is_empty() {
-            return invalid("topics", "at least one topic is needed");
+        if self.topics.is_empty() && self.topic_filters.is_empty() {
+            return invalid("topics", "at least one topic or topic filter is needed");
+        }
+        if self.group_sync_interval < MIN_GROUP_SYNC_INTERVAL {
+            return invalid("group_sync_interval", "must be at least 1s");
         }
         if let Some(topic) = self
             .topics
             .iter()
-            .find(|t| t.is_empty() || t.len() > 249 || t.starts_with("__"))
+            .find(|t| t.is_empty() || t.len() > 249 || filters::is_internal(t))
         {
             return invalid(
                 "topics",

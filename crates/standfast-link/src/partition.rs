@@ -216,6 +216,12 @@ impl Partition {
         self.drop_queue();
     }
 
+    /// Takes back a stop; start-up comes next.
+    pub(crate) fn resume(&mut self) {
+        self.held = Hold::No;
+        (self.attempts, self.damaged) = (0, 0);
+    }
+
     fn drop_queue(&mut self) {
         self.queue.clear();
         self.queued_bytes = 0;

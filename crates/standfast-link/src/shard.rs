@@ -27,6 +27,7 @@ use crate::description::{MirrorTopicError, PartitionState};
 use crate::fetcher::{self, FetcherWake};
 use crate::options::LinkOptions;
 use crate::partition::{Doubt, Failure, Partition, PartitionId, Side, Verdict};
+use crate::rest::{self, RestOrder};
 use crate::startup::{self, Refusal, Started};
 use crate::status::PartitionStatus;
 use crate::writer::{self, WriterQueue};
@@ -65,6 +66,10 @@ pub(crate) enum Command {
     },
     /// The producer id of the link changed: every partition starts again.
     NewProducerId,
+    /// Fetch and append nothing more for some topics, until they are resumed.
+    Rest(RestOrder),
+    /// Start the partitions of these topics (with the source's topic id) again, if they rest or FAILED.
+    Resume(Arc<HashMap<Arc<str>, Uuid>>),
     /// Append nothing more; answers when all in flight is answered or the deadline has passed. `true`: all was answered.
     Stop {
         deadline: Instant,
@@ -78,6 +83,8 @@ pub(crate) struct NewPartition {
     pub(crate) id: PartitionId,
     pub(crate) source_topic_id: Uuid,
     pub(crate) status: Arc<PartitionStatus>,
+    /// It rests in this state until it is resumed.
+    pub(crate) rest: Option<PartitionState>,
 }
 
 /// What all shards of a link share.
@@ -105,7 +112,14 @@ pub(crate) struct Slot {
     pub(crate) listed: bool,
     /// Oldest request that is not answered.
     pub(crate) waiting_since: Option<Instant>,
-    terminal: bool,
+    /// It does not run until it is resumed: FAILED, paused or stopped.
+    pub(crate) terminal: bool,
+    /// Cancelled when it is told to rest; a resume gives it a new one.
+    pub(crate) stopping: CancellationToken,
+    /// Grows with each order to rest or resume.
+    pub(crate) turn: u32,
+    /// Start-ups under way; they may seed.
+    pub(crate) starters: u32,
 }
 
 pub(crate) struct Shard {
@@ -117,7 +131,6 @@ pub(crate) struct Shard {
     pub(crate) budget: Rc<Budget>,
     starting: Rc<Semaphore>,
     pub(crate) stopping: CancellationToken,
-    starters: usize,
 }
 
 /// Runs a shard on its own thread until `shutdown`; ends what it started.
@@ -143,7 +156,6 @@ pub(crate) fn spawn(
                 budget,
                 starting: Rc::new(Semaphore::new(MAX_STARTING)),
                 stopping: CancellationToken::new(),
-                starters: 0,
             }));
             let local = LocalSet::new();
             // A task of its own: the root of a local set is polled on every wake-up of any task.
@@ -227,6 +239,8 @@ fn obey(shard: &Shared, command: Command) {
                 }
             }
         }
+        Command::Rest(order) => rest::rest(shard, order),
+        Command::Resume(topics) => rest::resume(shard, &topics),
         Command::Stop { deadline, done } => {
             tokio::task::spawn_local(stop(Rc::clone(shard), deadline, done));
         }
@@ -237,6 +251,7 @@ fn add(shard: &Shared, new: NewPartition) {
     let index = {
         let mut borrowed = shard.borrow_mut();
         let index = borrowed.slots.len();
+        let stopping = borrowed.stopping.child_token();
         borrowed
             .by_topic_id
             .insert((new.source_topic_id, new.id.partition), index);
@@ -247,20 +262,34 @@ fn add(shard: &Shared, new: NewPartition) {
             writer: None,
             listed: false,
             waiting_since: None,
-            terminal: false,
+            terminal: new.rest.is_some(),
+            stopping,
+            turn: 0,
+            starters: 0,
         });
         index
     };
-    begin(shard, index);
+    match new.rest {
+        None => begin(shard, index),
+        Some(state) => {
+            if let Some(slot) = shard.borrow().slots.get(index) {
+                slot.partition.status.enter(state, None);
+            }
+        }
+    }
 }
 
 /// Starts a partition (again), after a wait that grows with the tries.
-fn begin(shard: &Shared, index: usize) {
-    shard.borrow_mut().starters += 1;
+pub(crate) fn begin(shard: &Shared, index: usize) {
+    if let Some(slot) = shard.borrow_mut().slots.get_mut(index) {
+        slot.starters += 1;
+    }
     let shard = Rc::clone(shard);
     tokio::task::spawn_local(async move {
         let outcome = contain("start-up", start(&shard, index)).await;
-        shard.borrow_mut().starters -= 1;
+        if let Some(slot) = shard.borrow_mut().slots.get_mut(index) {
+            slot.starters = slot.starters.saturating_sub(1);
+        }
         if let Err(text) = outcome {
             apply(&shard, index, Verdict::StartAgain(Doubt::destination(text)));
         }
@@ -271,10 +300,11 @@ async fn start(shard: &Shared, index: usize) {
     let (wait, starting, stopping) = {
         let mut borrowed = shard.borrow_mut();
         let options = Arc::clone(&borrowed.context.options);
-        let (starting, stopping) = (Rc::clone(&borrowed.starting), borrowed.stopping.clone());
+        let starting = Rc::clone(&borrowed.starting);
         let Some(slot) = borrowed.slots.get_mut(index) else {
             return;
         };
+        let stopping = slot.stopping.clone();
         let wait = backoff(&options, slot.partition.attempts);
         slot.partition.attempts = slot.partition.attempts.saturating_add(1);
         (wait, starting, stopping)
@@ -283,25 +313,35 @@ async fn start(shard: &Shared, index: usize) {
         () = tokio::time::sleep(wait) => {}
         () = stopping.cancelled() => {}
     }
-    let Ok(_one_of_few) = starting.acquire().await else {
-        return;
+    let _one_of_few = tokio::select! {
+        Ok(permit) = starting.acquire() => permit,
+        () = stopping.cancelled() => return,
+        else => return,
     };
     let (control, request) = {
-        let borrowed = shard.borrow();
-        let Some(slot) = borrowed.slots.get(index) else {
+        let mut borrowed = shard.borrow_mut();
+        let context = borrowed.context.clone();
+        let Some(slot) = borrowed.slots.get_mut(index) else {
             return;
         };
+        let slot_rest = context.options.lifecycle.rest_of(&slot.partition.id.topic);
         if slot.terminal || stopping.is_cancelled() {
             return;
         }
+        // An order to rest may have come before the order to begin.
+        if let Some(rest) = slot_rest {
+            slot.terminal = true;
+            slot.partition.status.enter(rest, None);
+            return;
+        }
         let request = startup::Request {
-            context: borrowed.context.clone(),
+            context: context.clone(),
             id: slot.partition.id.clone(),
             source_topic_id: slot.source_topic_id,
             status: Arc::clone(&slot.partition.status),
             stopping: stopping.clone(),
         };
-        (borrowed.context.control.clone(), request)
+        (context.control, request)
     };
     let status = Arc::clone(&request.status);
     let mut running = AbortOnDropHandle::new(control.spawn(startup::run(request)));
@@ -387,7 +427,6 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
 pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
     let again = {
         let mut borrowed = shard.borrow_mut();
-        let stopping = borrowed.stopping.is_cancelled();
         let (source, destination) = (
             borrowed.context.source.clone(),
             borrowed.context.destination.clone(),
@@ -398,6 +437,8 @@ pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
         if verdict == Verdict::GoOn || slot.terminal {
             return;
         }
+        // Of the whole shard, or of this partition alone.
+        let stopping = slot.stopping.is_cancelled();
         let id = slot.partition.id.clone();
         slot.partition.reset();
         (slot.fetcher, slot.writer, slot.listed, slot.waiting_since) = (None, None, false, None);
@@ -537,7 +578,7 @@ async fn stop(shard: Shared, deadline: Instant, done: oneshot::Sender<bool>) {
     }
     let busy = |shard: &Shared| {
         let borrowed = shard.borrow();
-        borrowed.starters > 0
+        borrowed.slots.iter().any(|slot| slot.starters > 0)
             || borrowed
                 .writers
                 .values()

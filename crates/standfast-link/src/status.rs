@@ -169,6 +169,22 @@ impl PartitionStatus {
         }
     }
 
+    /// As [`describe`](Self::describe), with the destination's log end as asked from it after a stop.
+    pub(crate) fn describe_after_stop(
+        &self,
+        partition: i32,
+        destination_end: Result<i64, String>,
+    ) -> PartitionLag {
+        let stopped = self.describe_stopped("", partition, true, destination_end);
+        PartitionLag {
+            lag: stopped.rpo_records,
+            lag_seconds: stopped.rpo_seconds,
+            destination_log_end_offset: stopped.destination_log_end_offset,
+            error: stopped.error,
+            ..self.describe(partition)
+        }
+    }
+
     /// The answer of a stop, with the destination's log end as asked from it.
     pub(crate) fn describe_stopped(
         &self,
@@ -213,7 +229,9 @@ fn known(value: &AtomicI64) -> Option<i64> {
 }
 
 fn state_of(value: u8) -> PartitionState {
-    use PartitionState::{Active, Failed, Retrying, Seeding, SourceUnavailable, Starting, Stopped};
+    use PartitionState::{
+        Active, Failed, Paused, Retrying, Seeding, SourceUnavailable, Starting, Stopped,
+    };
     [
         Starting,
         Seeding,
@@ -222,6 +240,7 @@ fn state_of(value: u8) -> PartitionState {
         SourceUnavailable,
         Failed,
         Stopped,
+        Paused,
     ]
     .into_iter()
     .find(|s| *s as u8 == value)

@@ -1,7 +1,8 @@
 //! Mirror topics: created with the source's partition count and configuration, grown when the source grows, refused when they are not ours to write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use standfast_wire::{Error as WireError, TopicMetadata};
 use tracing::{error, info, warn};
@@ -9,6 +10,9 @@ use uuid::Uuid;
 
 use crate::calls;
 use crate::description::{MirrorDescription, MirrorStatus, MirrorTopicError, PartitionState};
+use crate::discover;
+use crate::handle::LinkHandle;
+use crate::lifecycle::Wanted;
 use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
@@ -37,6 +41,9 @@ const MIN_INSYNC: &str = "min.insync.replicas";
 /// Configuration that shows that this link (or another Standfast link) created the topic.
 const OURS: &str = "message.timestamp.after.max.ms";
 
+/// How long what is in flight may take to be answered when a mirror is found running that should rest.
+const REST_DRAIN: Duration = Duration::from_secs(5);
+
 /// One mirror topic as the control plane knows it.
 #[derive(Debug)]
 pub(crate) struct Topic {
@@ -46,6 +53,12 @@ pub(crate) struct Topic {
     trouble: Option<(MirrorTopicError, String)>,
     failed: bool,
     state_time_ms: i64,
+    /// Its partitions are to start again from the logs, also those that FAILED.
+    again: bool,
+    /// It is to be stopped as soon as it holds all of the source's log.
+    pub(crate) promoting: bool,
+    /// It rests while its log ends are compared for the last time.
+    pub(crate) held: bool,
 }
 
 impl Topic {
@@ -57,7 +70,37 @@ impl Topic {
             trouble: None,
             failed: false,
             state_time_ms: now_ms(),
+            again: false,
+            promoting: false,
+            held: false,
         }
+    }
+
+    /// The topic or one of its partitions is FAILED.
+    pub(crate) fn has_failed(&self) -> bool {
+        let failed = |p: &Arc<PartitionStatus>| p.state() == PartitionState::Failed;
+        self.failed || self.partitions.iter().any(failed)
+    }
+
+    /// Everything starts again from the logs, whatever went wrong before.
+    pub(crate) fn begin_again(&mut self) {
+        (self.again, self.failed, self.trouble) = (true, false, None);
+        self.source_topic_id = None;
+    }
+
+    /// Up to where the destination holds the mirror, for the partitions that run.
+    pub(crate) fn active_positions(&self) -> impl Iterator<Item = (PartitionId, Option<i64>)> {
+        self.ids().zip(&self.partitions).map(|(id, status)| {
+            let active = status.state() == PartitionState::Active;
+            (id, status.position().filter(|_| active))
+        })
+    }
+
+    /// Whether its partitions rest as they should.
+    fn rests(&self, wanted: PartitionState) -> bool {
+        self.partitions.iter().map(|p| p.state()).all(|state| {
+            state == wanted || (wanted == PartitionState::Paused && state == PartitionState::Failed)
+        })
     }
 
     pub(crate) fn name(&self) -> Arc<str> {
@@ -92,23 +135,49 @@ impl Topic {
         (self.trouble, self.failed) = (Some((error, text)), failed);
     }
 
-    fn status(&self) -> MirrorStatus {
+    fn status(&self, wanted: Wanted, link_paused: bool) -> MirrorStatus {
         let states: Vec<PartitionState> = self.partitions.iter().map(|p| p.state()).collect();
         let any = |wanted: &[PartitionState]| states.iter().any(|s| wanted.contains(s));
+        match wanted {
+            Wanted::Stopped if self.rests(PartitionState::Stopped) => return MirrorStatus::Stopped,
+            Wanted::Stopped => return MirrorStatus::PendingStopped,
+            Wanted::Paused if self.rests(PartitionState::Paused) => return MirrorStatus::Paused,
+            _ => {}
+        }
+        if link_paused && self.rests(PartitionState::Paused) {
+            return MirrorStatus::LinkPaused;
+        }
+        if self.promoting {
+            return MirrorStatus::PendingStopped;
+        }
+        if self.again {
+            return MirrorStatus::PendingMirror;
+        }
         if self.failed || any(&[PartitionState::Failed]) {
             MirrorStatus::Failed
         } else if any(&[PartitionState::Stopped]) {
             MirrorStatus::Stopped
         } else if any(&[PartitionState::SourceUnavailable]) {
             MirrorStatus::SourceUnavailable
-        } else if states.is_empty() || any(&[PartitionState::Starting, PartitionState::Seeding]) {
+        } else if states.is_empty()
+            || any(&[
+                PartitionState::Starting,
+                PartitionState::Seeding,
+                PartitionState::Paused,
+            ])
+        {
             MirrorStatus::PendingMirror
         } else {
             MirrorStatus::Active
         }
     }
 
-    pub(crate) fn describe(&self, link: &str) -> MirrorDescription {
+    pub(crate) fn describe(
+        &self,
+        link: &str,
+        wanted: Wanted,
+        link_paused: bool,
+    ) -> MirrorDescription {
         let partition_error = self
             .partitions
             .iter()
@@ -126,7 +195,7 @@ impl Topic {
             mirror_topic_name: self.name.to_string(),
             source_topic_name: self.name.to_string(),
             num_partitions: i32::try_from(self.partitions.len()).unwrap_or(i32::MAX),
-            mirror_status: self.status(),
+            mirror_status: self.status(wanted, link_paused),
             mirror_topic_error: self
                 .trouble
                 .as_ref()
@@ -154,43 +223,82 @@ pub(crate) fn status(topics: &[Topic], id: &PartitionId) -> Arc<PartitionStatus>
     known.map_or_else(|| Arc::new(PartitionStatus::new()), Arc::clone)
 }
 
-/// Looks at all topics at each metadata refresh; sooner while something is missing.
+/// The published state of one partition; an empty one if the link never started it.
+pub(crate) fn status_of(topic: &Topic, partition: i32) -> Arc<PartitionStatus> {
+    let known = usize::try_from(partition)
+        .ok()
+        .and_then(|n| topic.partitions.get(n));
+    known.map_or_else(|| Arc::new(PartitionStatus::new()), Arc::clone)
+}
+
+/// Looks at all topics at each metadata refresh; sooner while something is missing, and at once when a command changed what is wanted.
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
     let mut wait = inner.options.backoff.min;
     loop {
         let settled = look(&inner, &context).await;
-        if settled {
+        let pause = if settled {
             wait = inner.options.backoff.min;
-            tokio::time::sleep(inner.options.metadata_refresh).await;
+            inner.options.metadata_refresh
         } else {
-            tokio::time::sleep(wait).await;
+            let pause = wait;
             wait = (wait * 2).min(inner.options.backoff.max);
+            pause
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = inner.look_again.notified() => {}
+        }
+    }
+}
+
+/// Lets rest what should rest and does not: a command came while the topic was being looked at, or the state was changed while no engine ran.
+async fn let_rest(inner: &Arc<Inner>) {
+    let handle = LinkHandle {
+        inner: Arc::clone(inner),
+    };
+    for state in [PartitionState::Paused, PartitionState::Stopped] {
+        let awake: HashSet<Arc<str>> = inner
+            .topics()
+            .iter()
+            .filter(|t| inner.rest_of(&t.name) == Some(state) && !t.rests(state))
+            .map(Topic::name)
+            .collect();
+        if !awake.is_empty() {
+            handle
+                .rest(&awake, state, Instant::now() + REST_DRAIN)
+                .await;
         }
     }
 }
 
 /// Looks at all topics once. `false`: something is missing, look again soon.
-async fn look(inner: &Inner, context: &Context) -> bool {
-    let names: Vec<&str> = inner.options.topics.iter().map(String::as_str).collect();
-    let source = context.source.topics(&names).await;
+async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
+    let_rest(inner).await;
+    let source = discover::source_topics(inner, &context.source).await;
     inner.set_trouble(Side::Source, source.as_ref().err());
-    let destination = context.destination.topics(&names).await;
+    let names = inner.topic_names();
+    let asked: Vec<&str> = names.iter().map(|name| &**name).collect();
+    let destination = context.destination.topics(&asked).await;
     inner.set_trouble(Side::Destination, destination.as_ref().err());
     let (Ok(source), Ok(destination)) = (source, destination) else {
         return false;
     };
     let brokers = destination.brokers.len();
+    let missing: Vec<(Arc<str>, TopicMetadata)> = names
+        .iter()
+        .filter(|name| inner.rest_of(name).is_none() && found(&destination, name).is_none())
+        .filter_map(|name| Some((Arc::clone(name), found(&source, name)?)))
+        .collect();
+    let created = discover::create_missing(inner, context, &missing, brokers).await;
+    let mut resumed = HashMap::new();
     let mut settled = true;
-    for name in names {
-        let found = |metadata: &standfast_wire::Metadata| {
-            metadata
-                .topics
-                .get(name)
-                .filter(|t| t.error.is_none() && !t.partitions.is_empty())
-                .cloned()
-        };
-        let Some(original) = found(&source) else {
-            settled = false;
+    for name in &names {
+        let rest = inner.rest_of(name);
+        if rest == Some(PartitionState::Stopped) {
+            continue;
+        }
+        let Some(original) = found(&source, name) else {
+            settled &= rest.is_some();
             with_topic(inner, name, |t| {
                 if !t.failed {
                     t.set_trouble(
@@ -205,20 +313,21 @@ async fn look(inner: &Inner, context: &Context) -> bool {
         if with_topic(inner, name, |t| t.failed) == Some(true) {
             continue;
         }
-        if recreated(inner, name, original.topic_id).await {
+        if rest.is_none() && recreated(inner, name, original.topic_id).await {
             continue;
         }
-        match ensure(
-            inner,
-            context,
-            name,
-            &original,
-            found(&destination),
-            brokers,
-        )
-        .await
-        {
-            Ok(()) => begin(inner, name, &original).await,
+        let mirror = found(&destination, name);
+        let ensured = if rest.is_some() || created.contains(name) {
+            Ok(())
+        } else {
+            ensure(inner, context, name, &original, mirror, brokers).await
+        };
+        match ensured {
+            Ok(()) => {
+                if begin(inner, name, &original, rest).await {
+                    resumed.insert(Arc::clone(name), original.topic_id);
+                }
+            }
             Err(Refused::Later(text)) => {
                 settled = false;
                 with_topic(inner, name, |t| {
@@ -231,7 +340,21 @@ async fn look(inner: &Inner, context: &Context) -> bool {
             }
         }
     }
+    if !resumed.is_empty() {
+        let resumed = Arc::new(resumed);
+        for shard in inner.all_shards() {
+            let _ = shard.send(Command::Resume(Arc::clone(&resumed))).await;
+        }
+    }
     settled
+}
+
+fn found(metadata: &standfast_wire::Metadata, name: &str) -> Option<TopicMetadata> {
+    metadata
+        .topics
+        .get(name)
+        .filter(|t| t.error.is_none() && !t.partitions.is_empty())
+        .cloned()
 }
 
 fn with_topic<T>(inner: &Inner, name: &str, change: impl FnOnce(&mut Topic) -> T) -> Option<T> {
@@ -346,7 +469,7 @@ async fn ensure(
     ))
 }
 
-fn replication_factor(inner: &Inner, original: &TopicMetadata, brokers: usize) -> i16 {
+pub(crate) fn replication_factor(inner: &Inner, original: &TopicMetadata, brokers: usize) -> i16 {
     let source = original
         .partitions
         .values()
@@ -361,7 +484,7 @@ fn replication_factor(inner: &Inner, original: &TopicMetadata, brokers: usize) -
 }
 
 /// The configuration of a mirror topic: what is set on the source topic itself, the batch size limit, and what byte identity needs.
-fn mirror_configs(
+pub(crate) fn mirror_configs(
     source: &BTreeMap<String, calls::ConfigValue>,
     factor: i16,
 ) -> BTreeMap<String, String> {
@@ -398,16 +521,31 @@ fn check_configs(
     Ok(())
 }
 
-/// Hands partitions that are not mirrored yet to their shards.
-async fn begin(inner: &Inner, name: &str, original: &TopicMetadata) {
+/// Hands partitions that are not known yet to their shards, to mirror or to rest there. `true`: others are to be resumed.
+async fn begin(
+    inner: &Inner,
+    name: &str,
+    original: &TopicMetadata,
+    rest: Option<PartitionState>,
+) -> bool {
     let mut new = Vec::new();
+    let resume;
     {
         let mut topics = inner.topics();
         let mut index: usize = topics.iter().map(|t| t.partitions.len()).sum();
         let Some(topic) = topics.iter_mut().find(|t| &*t.name == name) else {
-            return;
+            return false;
         };
-        (topic.trouble, topic.failed) = (None, false);
+        if topic.held {
+            return false;
+        }
+        let resting = |p: &Arc<PartitionStatus>| {
+            matches!(p.state(), PartitionState::Paused | PartitionState::Stopped)
+        };
+        resume = rest.is_none() && (topic.again || topic.partitions.iter().any(resting));
+        if rest.is_none() {
+            (topic.trouble, topic.failed, topic.again) = (None, false, false);
+        }
         while topic.partitions.len() < original.partitions.len() {
             let status = Arc::new(PartitionStatus::new());
             let partition = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
@@ -422,6 +560,7 @@ async fn begin(inner: &Inner, name: &str, original: &TopicMetadata) {
                     id,
                     source_topic_id: original.topic_id,
                     status,
+                    rest,
                 },
             ));
             index += 1;
@@ -432,4 +571,5 @@ async fn begin(inner: &Inner, name: &str, original: &TopicMetadata) {
             let _ = shard.send(Command::Add(vec![partition])).await;
         }
     }
+    resume
 }

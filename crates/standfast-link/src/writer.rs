@@ -60,6 +60,13 @@ impl WriterQueue {
         self.requests.borrow().front().map(|r| r.sent_at)
     }
 
+    /// Whether a request without an answer holds a batch of such a partition.
+    pub(crate) fn carries(&self, wanted: impl Fn(usize) -> bool) -> bool {
+        let requests = self.requests.borrow();
+        let mut parts = requests.iter().flat_map(|request| &request.parts);
+        parts.any(|(index, _)| wanted(*index))
+    }
+
     /// Ends the connection.
     pub(crate) fn close(&self, why: &str) {
         self.end.borrow_mut().get_or_insert_with(|| why.to_owned());

@@ -543,7 +543,7 @@ async fn group_offsets_are_carried_over() {
     };
     let mut options = link_options("grouped", source, destination, &["grouped"]);
     options.groups = vec!["billing".to_owned()];
-    options.group_sync_interval = Duration::from_millis(200);
+    options.group_sync_interval = Duration::from_secs(1);
     let running = Running::start(options);
     // Committed only now: before the copy has caught up it would be carried over clamped first, and counted twice.
     running.wait_caught_up(&from, "grouped").await;

@@ -310,7 +310,7 @@ impl Region {
             "[agent]\nname = \"east-1\"\nlisten = \"{}\"\ndata_dir = {:?}\n\n[fleet]\nname = \"{FLEET}\"\n\n\
              [discovery]\n{discovery}\n\n[secrets]\n{secrets}\n\n{}\n{}\n\
              [[links]]\nname = \"west-to-east\"\nsource = \"west\"\ndestination = \"east\"\ntopics = [\"{TOPIC}\"]\n\
-             groups = [\"{GROUP}\"]\ngroup_sync_interval = \"500ms\"\n",
+             groups = [\"{GROUP}\"]\ngroup_sync_interval = \"1s\"\n",
             self.listen,
             folder.join("data"),
             cluster_table("west", &self.west),

@@ -3,6 +3,7 @@
 
 mod configs;
 mod groups;
+mod list_groups;
 mod offsets;
 mod topics;
 mod transactions;

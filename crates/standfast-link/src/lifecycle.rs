@@ -1,0 +1,231 @@
+//! Which mirrors run: the one part of a link's state that the logs do not hold, because it is the operator's will.
+//!
+//! The engine reads it, the handle changes it, and whoever runs the link keeps it over restarts (the agent: in a file).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::description::{MirrorStatus, PartitionLag, PartitionState};
+
+/// What a mirror topic should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Wanted {
+    /// Mirror.
+    #[default]
+    Active,
+    /// Neither fetch nor write until it is resumed.
+    Paused,
+    /// Promoted or failed over: the topic belongs to the destination, and nothing of the link writes there.
+    Stopped,
+}
+
+/// What is remembered of one mirror topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct TopicState {
+    /// What it should do.
+    pub state: Wanted,
+    /// Created by a command: mirrored although neither names nor filters of the options take it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub created: bool,
+}
+
+/// What is remembered of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct RunningState {
+    /// The link as a whole is paused.
+    pub paused: bool,
+    /// Topics that were paused, stopped, created by a command, or found by a filter. Others are active.
+    pub topics: BTreeMap<String, TopicState>,
+    /// Grows with each change in this process.
+    #[serde(skip)]
+    pub revision: u64,
+}
+
+/// The running state of a link, shared by its engine, its handles and whoever keeps it. Cheap to clone; clones are the same state.
+#[derive(Debug, Clone, Default)]
+pub struct Lifecycle(Arc<watch::Sender<RunningState>>);
+
+impl Lifecycle {
+    /// Begins with what was remembered.
+    pub fn new(state: RunningState) -> Self {
+        Self(Arc::new(watch::Sender::new(state)))
+    }
+
+    /// The state now.
+    pub fn state(&self) -> RunningState {
+        self.0.borrow().clone()
+    }
+
+    /// Follows the changes.
+    pub fn subscribe(&self) -> watch::Receiver<RunningState> {
+        self.0.subscribe()
+    }
+
+    /// What a topic should do, apart from a pause of the whole link.
+    pub fn wanted(&self, topic: &str) -> Wanted {
+        self.0.borrow().wanted(topic)
+    }
+
+    /// The state in which a topic should rest; `None`: it should mirror.
+    pub(crate) fn rest_of(&self, topic: &str) -> Option<PartitionState> {
+        let state = self.0.borrow();
+        match state.wanted(topic) {
+            Wanted::Stopped => Some(PartitionState::Stopped),
+            Wanted::Paused => Some(PartitionState::Paused),
+            Wanted::Active => state.paused.then_some(PartitionState::Paused),
+        }
+    }
+
+    /// Whether the link as a whole is paused.
+    pub fn is_paused(&self) -> bool {
+        self.0.borrow().paused
+    }
+
+    /// Pauses the link as a whole, or ends that.
+    pub fn set_paused(&self, paused: bool) {
+        self.change(|state| std::mem::replace(&mut state.paused, paused) != paused);
+    }
+
+    /// Says what topics should do.
+    pub fn set<'a>(&self, topics: impl IntoIterator<Item = &'a str>, wanted: Wanted) {
+        self.change(|state| {
+            let mut changed = false;
+            for topic in topics {
+                let entry = state.topics.entry(topic.to_owned()).or_default();
+                changed |= std::mem::replace(&mut entry.state, wanted) != wanted;
+            }
+            changed
+        });
+    }
+
+    /// Remembers topics that a filter found, or (`created`) that a command asks for.
+    pub(crate) fn note<'a>(&self, topics: impl IntoIterator<Item = &'a str>, created: bool) {
+        self.change(|state| {
+            let mut changed = false;
+            for topic in topics {
+                let known = state.topics.contains_key(topic);
+                let entry = state.topics.entry(topic.to_owned()).or_default();
+                changed |= !known || (created && !entry.created);
+                entry.created |= created;
+            }
+            changed
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut RunningState) -> bool) {
+        self.0.send_if_modified(|state| {
+            let changed = change(state);
+            if changed {
+                state.revision += 1;
+            }
+            changed
+        });
+    }
+}
+
+impl RunningState {
+    /// What a topic should do, apart from a pause of the whole link.
+    pub fn wanted(&self, topic: &str) -> Wanted {
+        self.topics.get(topic).map_or(Wanted::Active, |t| t.state)
+    }
+}
+
+/// Why a mirror did not change its state as it was told to. Confluent's `mirror_state_transition_errors` have such codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
+pub enum TransitionErrorCode {
+    /// The link has no such mirror.
+    UnknownMirror,
+    /// A name that cannot be mirrored.
+    InvalidTopic,
+    /// The mirror is paused; resume it first.
+    MirrorPaused,
+    /// The mirror was stopped by promote or failover.
+    MirrorStopped,
+    /// The mirror is FAILED.
+    MirrorFailed,
+    /// The mirror runs already.
+    MirrorExists,
+    /// The source was not reached.
+    SourceUnavailable,
+    /// The destination was not reached, so its log ends are not known.
+    DestinationUnavailable,
+    /// The mirror did not reach the end of the source's log in time; it goes on mirroring.
+    LagNotZero,
+    /// The mirror did not start in time; it goes on trying.
+    NotStarted,
+    /// Requests of the mirror were still unanswered when the time was up; their connections were closed.
+    NotDrained,
+    /// Something else changed the mirror meanwhile.
+    Superseded,
+    /// The link does not run.
+    LinkNotRunning,
+    /// The state could not be saved: a restart would not know of it.
+    NotSaved,
+}
+
+/// What became of one mirror topic that was told to change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MirrorChange {
+    /// The link's name.
+    pub link_name: String,
+    /// Topic on the destination.
+    pub mirror_topic_name: String,
+    /// Topic on the source.
+    pub source_topic_name: String,
+    /// State afterwards.
+    pub mirror_status: MirrorStatus,
+    /// Why it did not change, or not cleanly. `None`: it is as it was told to be.
+    pub error_code: Option<TransitionErrorCode>,
+    /// The same in words, with what to do.
+    pub error_message: Option<String>,
+    /// Per partition. After a promote or failover the destination's log end is as the destination itself said.
+    pub mirror_lags: Vec<PartitionLag>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_change_makes_a_revision() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.set(["a", "b"], Wanted::Paused);
+        assert_eq!(lifecycle.state().revision, 1);
+        lifecycle.set(["a"], Wanted::Paused);
+        lifecycle.set_paused(false);
+        lifecycle.note(["a"], false);
+        assert_eq!(lifecycle.state().revision, 1);
+        lifecycle.note(["a", "c"], true);
+        lifecycle.set_paused(true);
+        let state = lifecycle.state();
+        assert_eq!((state.revision, state.paused), (3, true));
+        assert_eq!(
+            (state.wanted("a"), state.wanted("c"), state.wanted("x")),
+            (Wanted::Paused, Wanted::Active, Wanted::Active)
+        );
+    }
+
+    #[test]
+    fn only_what_is_known_can_be_read() {
+        let text = r#"{"paused":false,"topics":{"a":{"state":"STOPPED"}}}"#;
+        let state: RunningState = serde_json::from_str(text).unwrap();
+        assert_eq!(state.wanted("a"), Wanted::Stopped);
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
+        for bad in [
+            r#"{"paused":false}"#,
+            r#"{"paused":false,"topics":{},"more":1}"#,
+            r#"{"paused":false,"topics":{"a":{"state":"GONE"}}}"#,
+            r#"{"paused":false,"topics":{"a":{"state":"PAUSED","x":1}}}"#,
+        ] {
+            assert!(serde_json::from_str::<RunningState>(bad).is_err(), "{bad}");
+        }
+    }
+}
