@@ -307,6 +307,23 @@ impl RawBatch {
         Ok(Self { header, bytes })
     }
 
+    /// Type of a control record (0 an abort marker, 1 a commit marker): the second number of its key. `None` if the batch is no control batch, or none that a broker writes.
+    ///
+    /// Source: <https://kafka.apache.org/documentation/#controlbatch>. A control batch holds one record and is never compressed.
+    pub fn control_type(&self) -> Option<i16> {
+        if !self.header.attributes.is_control() || self.header.record_count != 1 {
+            return None;
+        }
+        let mut rest = self.bytes.get(HEADER_LEN..)?;
+        skip_varint(&mut rest)?; // length
+        rest = rest.get(1..)?; // attributes
+        skip_varint(&mut rest)?; // timestamp delta
+        skip_varint(&mut rest)?; // offset delta
+        skip_varint(&mut rest)?; // key length
+        let key = rest.first_chunk::<4>()?;
+        Some(i16::from_be_bytes([key[2], key[3]]))
+    }
+
     /// Checks the CRC over the whole batch: one pass over the bytes.
     ///
     /// # Errors
@@ -477,6 +494,12 @@ impl BatchError {
     fn is_truncation(&self) -> bool {
         matches!(self, Self::HeaderTruncated { .. } | Self::Truncated { .. })
     }
+}
+
+fn skip_varint(bytes: &mut &[u8]) -> Option<()> {
+    let end = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)?;
+    *bytes = bytes.get(end + 1..)?;
+    Some(())
 }
 
 /// `N` bytes of the header from `start`. Every caller passes constants that lie inside the header.

@@ -266,6 +266,7 @@ impl RawConnection {
 pub struct ApiVersionTable {
     broker: Arc<str>,
     ranges: Arc<HashMap<i16, VersionRange>>,
+    features: Arc<HashMap<String, i16>>,
 }
 
 impl ApiVersionTable {
@@ -273,6 +274,7 @@ impl ApiVersionTable {
         Self {
             broker: Arc::clone(broker),
             ranges: Arc::default(),
+            features: Arc::default(),
         }
     }
 
@@ -285,10 +287,21 @@ impl ApiVersionTable {
                 (api.api_key, VersionRange { min, max })
             })
             .collect();
+        let features = response
+            .finalized_features
+            .iter()
+            .map(|feature| (feature.name.to_string(), feature.max_version_level))
+            .collect();
         Self {
             broker: Arc::clone(broker),
             ranges: Arc::new(ranges),
+            features: Arc::new(features),
         }
+    }
+
+    /// The level at which the cluster has a feature switched on, such as `transaction.version` (KIP-584); 0 if it has not.
+    pub fn feature_level(&self, name: &str) -> i16 {
+        self.features.get(name).copied().unwrap_or(0)
     }
 
     /// Versions of the API that the broker offers, as (lowest, highest).

@@ -8,9 +8,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use secrecy::SecretString;
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::{
-    CommittedOffset, ConfigChange, ConfigResource, NewTopic, OffsetSpec, ProducerIdentity,
+    CommittedOffset, ConfigChange, ConfigResource, Look, NewTopic, OffsetSpec, ProducerIdentity,
 };
-use standfast_wire::batch::{HEADER_LEN, ProducerStamp, RawBatch, sequence_of};
+use standfast_wire::batch::{HEADER_LEN, ProducerStamp, RawBatch, RestampedBatch, sequence_of};
 use standfast_wire::fetch::{self, FetchPosition, FetchRequest, FetchTopic, Isolation};
 use standfast_wire::produce::{self, ProduceResult};
 use standfast_wire::{
@@ -640,6 +640,128 @@ async fn sasl_plain_and_scram() {
         matches!(refused, Error::Unreachable { .. }),
         "without credentials the broker hangs up: {refused}"
     );
+}
+
+/// What a transactional producer of `identity` would send.
+fn in_transaction(count: i32, identity: ProducerIdentity, sequence: i32) -> RestampedBatch {
+    let mut bytes = batch(0, count, b"v").bytes.to_vec();
+    bytes[22] |= 0x10;
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    let stamp = ProducerStamp {
+        producer_id: identity.producer_id,
+        producer_epoch: identity.epoch,
+        base_sequence: sequence,
+    };
+    RawBatch::new(bytes.into()).unwrap().restamp(stamp).unwrap()
+}
+
+#[tokio::test]
+async fn a_transaction_has_an_epoch_of_its_own() {
+    let kafka = KafkaCluster::builder("wire-transactions")
+        .heap_mb(256)
+        .start()
+        .unwrap();
+    let cluster = Cluster::connect(options(&kafka.bootstrap())).await.unwrap();
+    cluster.create_topic(new_topic("t", 1)).await.unwrap();
+    let partition = TopicPartition::new("t", 0);
+    let leader = cluster.leader("t", 0).await.unwrap();
+    let connection = Connection::start(cluster.open_raw(leader).await.unwrap(), cluster.options());
+    assert_eq!(
+        connection.versions().feature_level("transaction.version"),
+        2
+    );
+    let timeout = Duration::from_secs(10);
+    let first = cluster
+        .init_producer_id_within(Some("x"), Duration::from_secs(900))
+        .await
+        .unwrap();
+    let too_long = cluster.init_producer_id_within(Some("y"), Duration::from_secs(901));
+    assert_eq!(
+        too_long.await.unwrap_err().code(),
+        Some(ResponseError::InvalidTransactionTimeout)
+    );
+    for sequence in [0, 0, 3] {
+        let batch = in_transaction(3, first, sequence);
+        let sent = connection.produce_one(Some("x"), &partition, &batch, timeout);
+        let appended = sent.await.unwrap();
+        assert_eq!(
+            (appended.code, appended.base_offset),
+            (None, i64::from(sequence))
+        );
+    }
+    let open = &cluster
+        .describe_producers(std::slice::from_ref(&partition))
+        .await[0];
+    let open = open.1.as_ref().unwrap()[0];
+    assert_eq!((open.transaction_start_offset, open.last_sequence), (0, 5));
+
+    let second = cluster.end_transaction("x", first, true).await.unwrap();
+    assert_eq!(
+        (second.producer_id, second.epoch),
+        (first.producer_id, first.epoch + 1)
+    );
+    let look = Look {
+        offset: 6,
+        max_bytes: 1,
+        max_wait: Duration::from_secs(5),
+        isolation: Isolation::ReadUncommitted,
+    };
+    let marker = cluster
+        .fetch_on(&connection, "t", 0, look)
+        .await
+        .unwrap()
+        .batches
+        .remove(0);
+    assert_eq!(
+        (marker.header.base_offset, marker.control_type()),
+        (6, Some(1))
+    );
+    assert_eq!(cluster.leader_log_end(&partition).await.unwrap(), 7);
+
+    // A repeat is answered as before, another outcome is refused, and so is all that comes late.
+    assert_eq!(
+        cluster.end_transaction("x", first, true).await.unwrap(),
+        second
+    );
+    let other = cluster.end_transaction("x", first, false).await;
+    assert_eq!(
+        other.unwrap_err().code(),
+        Some(ResponseError::InvalidTxnState)
+    );
+    let deadline = Instant::now() + timeout;
+    loop {
+        let batch = in_transaction(1, second, 0);
+        let sent = connection.produce_one(Some("x"), &partition, &batch, timeout);
+        match sent.await.unwrap().code {
+            Some(ResponseError::ConcurrentTransactions) if Instant::now() < deadline => {}
+            code => break assert_eq!(code, None),
+        }
+    }
+    let late = cluster.end_transaction("x", first, true).await;
+    assert_eq!(
+        late.unwrap_err().code(),
+        Some(ResponseError::ProducerFenced)
+    );
+    let late = in_transaction(1, first, 6);
+    let late = connection.produce_one(Some("x"), &partition, &late, timeout);
+    assert_eq!(
+        late.await.unwrap().code,
+        Some(ResponseError::InvalidProducerEpoch)
+    );
+    let third = cluster.end_transaction("x", second, false).await.unwrap();
+
+    // A partition that was never written to gets a marker too.
+    cluster
+        .add_partition_to_transaction("x", third, &partition)
+        .await
+        .unwrap();
+    cluster.end_transaction("x", third, false).await.unwrap();
+    for offset in [8, 9] {
+        let look = Look { offset, ..look };
+        let fetched = cluster.fetch_on(&connection, "t", 0, look).await.unwrap();
+        assert_eq!(fetched.batches[0].control_type(), Some(0), "{offset}");
+    }
 }
 
 #[tokio::test]

@@ -23,9 +23,9 @@ use crate::metadata::{BrokerId, TopicPartition};
 
 pub use configs::{ConfigChange, ConfigEntry, ConfigResource};
 pub use groups::{CommittedOffset, GroupDescription};
-pub use offsets::{FetchedBatches, ListedOffset, OffsetSpec};
+pub use offsets::{FetchedBatches, ListedOffset, Look, OffsetSpec};
 pub use topics::NewTopic;
-pub use transactions::{ActiveProducer, ProducerIdentity, TransactionDescription};
+pub use transactions::{ActiveProducer, Appended, ProducerIdentity, TransactionDescription};
 
 /// Partitions put into one request.
 const PARTITIONS_PER_REQUEST: usize = 2000;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kafka_protocol::messages::delete_records_request::{
     DeleteRecordsPartition, DeleteRecordsTopic,
@@ -14,9 +15,15 @@ use kafka_protocol::messages::{
 use super::{PerPartition, by_topic, match_answers, milliseconds, ok_or_code, topic_name};
 use crate::batch::{RawBatch, batches};
 use crate::cluster::Cluster;
+use crate::connection::Connection;
 use crate::error::{Error, ResponseError};
 use crate::fetch::{self, FetchPosition, FetchRequest, FetchTopic, Isolation, TopicId};
 use crate::metadata::TopicPartition;
+
+/// Replica id of a consumer: sees up to the high watermark.
+const CONSUMER: i32 = -1;
+/// Replica id that sees all that the leader has.
+const DEBUGGING_CONSUMER: i32 = -2;
 
 /// Which offset of a partition to look up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +73,51 @@ pub struct FetchedBatches {
     pub log_start_offset: i64,
 }
 
+/// One look into a partition's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Offset to start at.
+    pub offset: i64,
+    /// Bound on the answer in bytes; the first batch is answered whole even if it is longer.
+    pub max_bytes: i32,
+    /// How long the broker may wait for records.
+    pub max_wait: Duration,
+    /// Up to where to see.
+    pub isolation: Isolation,
+}
+
 impl Cluster {
     /// Looks up one offset for each partition.
     pub async fn list_offsets(
         &self,
+        partitions: &[(TopicPartition, OffsetSpec)],
+        isolation: Isolation,
+    ) -> PerPartition<ListedOffset> {
+        self.list_offsets_as(CONSUMER, partitions, isolation).await
+    }
+
+    /// Where the leader's own log ends: also what is not replicated yet, and so lies above the high watermark.
+    ///
+    /// A broker answers so to the replica id -2, which Kafka calls the debugging consumer (seen on 4.1.0).
+    ///
+    /// # Errors
+    /// [`Error::Server`], or the request failed.
+    pub async fn leader_log_end(&self, partition: &TopicPartition) -> Result<i64, Error> {
+        let question = [(partition.clone(), OffsetSpec::Latest)];
+        let answers = self
+            .list_offsets_as(DEBUGGING_CONSUMER, &question, Isolation::ReadUncommitted)
+            .await;
+        let missing = || Error::LeaderUnavailable {
+            topic: Arc::clone(&partition.topic),
+            partition: partition.partition,
+        };
+        let (_, listed) = answers.into_iter().next().ok_or_else(missing)?;
+        Ok(listed?.offset)
+    }
+
+    async fn list_offsets_as(
+        &self,
+        replica_id: i32,
         partitions: &[(TopicPartition, OffsetSpec)],
         isolation: Isolation,
     ) -> PerPartition<ListedOffset> {
@@ -89,7 +137,7 @@ impl Cluster {
                         .with_partitions(partitions.collect())
                 });
                 let request = ListOffsetsRequest::default()
-                    .with_replica_id(ProtocolBrokerId(-1))
+                    .with_replica_id(ProtocolBrokerId(replica_id))
                     .with_topics(topics.collect());
                 let version = connection.version_for::<ListOffsetsRequest>()?;
                 let request = if version >= 2 {
@@ -202,9 +250,29 @@ impl Cluster {
         offset: i64,
         max_bytes: i32,
     ) -> Result<FetchedBatches, Error> {
-        let connection = self
-            .connection(self.leader(topic, partition).await?)
-            .await?;
+        let leader = self.leader(topic, partition).await?;
+        let connection = self.connection(leader).await?;
+        let look = Look {
+            offset,
+            max_bytes,
+            max_wait: Duration::ZERO,
+            isolation: Isolation::ReadUncommitted,
+        };
+        self.fetch_on(&connection, topic, partition, look).await
+    }
+
+    /// Reads batches of one partition once, over a connection to its leader. A connection of the caller's own, if `look` may wait: a broker answers
+    /// nothing else on it meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Server`] such as OFFSET_OUT_OF_RANGE, [`Error::Batch`], or the request failed.
+    pub async fn fetch_on(
+        &self,
+        connection: &Connection,
+        topic: &str,
+        partition: i32,
+        look: Look,
+    ) -> Result<FetchedBatches, Error> {
         let subject: Arc<str> = TopicPartition::new(topic, partition).to_string().into();
         let topic_id = self
             .metadata()
@@ -213,17 +281,18 @@ impl Cluster {
             .map_or(TopicId::nil(), |topic| topic.topic_id);
         let version = fetch::negotiate(connection.versions(), !topic_id.is_nil())?;
         let request = FetchRequest {
-            max_wait_ms: 0,
-            max_bytes,
+            max_wait_ms: milliseconds(look.max_wait),
+            max_bytes: look.max_bytes,
+            isolation: look.isolation,
             topics: vec![FetchTopic {
                 name: topic.into(),
                 topic_id,
                 partitions: vec![FetchPosition {
                     partition,
                     current_leader_epoch: -1,
-                    offset,
+                    offset: look.offset,
                     last_fetched_epoch: -1,
-                    max_bytes,
+                    max_bytes: look.max_bytes,
                 }],
             }],
             ..FetchRequest::default()
@@ -231,9 +300,8 @@ impl Cluster {
         let encode = |correlation_id, client_id: &str| {
             fetch::encode(correlation_id, client_id, version, &request)
         };
-        let frame = connection
-            .call_frame("Fetch", self.options().request_timeout, encode)
-            .await?;
+        let patience = self.options().request_timeout + look.max_wait;
+        let frame = connection.call_frame("Fetch", patience, encode).await?;
         let response =
             fetch::decode(frame, version).map_err(|error| error.at(connection.broker()))?;
         let fail = |code| Error::server(connection.broker(), "Fetch", Some(&subject), code, None);
