@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::Error;
+use crate::login::{Login, SharedLogin};
 
 /// How to reach a cluster and how long to wait for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +22,8 @@ pub struct ClusterOptions {
     pub tls: Option<TlsOptions>,
     /// Credentials; `None` does not authenticate.
     pub sasl: Option<SaslOptions>,
+    /// Takes the place of `tls` and `sasl` if given, and can be changed while the cluster is in use.
+    pub login: Option<SharedLogin>,
     /// The id that the cluster must have. Without it the first one seen is kept to.
     pub expected_cluster_id: Option<String>,
     /// Bound on TCP connect, TLS handshake and authentication together.
@@ -41,6 +45,17 @@ impl ClusterOptions {
         }
     }
 
+    /// The login for the next connection.
+    pub(crate) fn current_login(&self) -> Arc<Login> {
+        match &self.login {
+            Some(shared) => shared.get(),
+            None => Arc::new(Login {
+                tls: self.tls.clone(),
+                sasl: self.sasl.clone(),
+            }),
+        }
+    }
+
     /// The bootstrap addresses as one string, for messages.
     pub fn bootstrap_string(&self) -> String {
         let addresses: Vec<String> = self.bootstrap.iter().map(HostPort::to_string).collect();
@@ -55,6 +70,7 @@ impl Default for ClusterOptions {
             client_id: "standfast".to_owned(),
             tls: None,
             sasl: None,
+            login: None,
             expected_cluster_id: None,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),

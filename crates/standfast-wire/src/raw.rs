@@ -108,7 +108,8 @@ impl RawConnection {
         stream
             .set_nodelay(true)
             .map_err(|error| Error::io(broker, "set TCP_NODELAY", error))?;
-        let (reader, writer) = match &options.tls {
+        let login = options.current_login();
+        let (reader, writer) = match &login.tls {
             None => split_plain(stream, broker, options.max_frame_bytes),
             Some(tls) => {
                 let stream = tls::handshake(stream, address, broker, tls).await?;
@@ -124,7 +125,7 @@ impl RawConnection {
             next_correlation_id: 0,
         };
         connection.ask_versions().await?;
-        if let Some(sasl) = &options.sasl {
+        if let Some(sasl) = &login.sasl {
             connection.authenticate(sasl).await?;
         }
         if let Some(expected) = &options.expected_cluster_id {

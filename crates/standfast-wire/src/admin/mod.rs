@@ -1,6 +1,7 @@
 //! Admin calls, thin and typed. Those about partitions take many at once, group them by leader, and repeat what failed
 //! for reasons that pass.
 
+mod acls;
 mod configs;
 mod groups;
 mod list_groups;
@@ -21,6 +22,7 @@ use crate::connection::Connection;
 use crate::error::{Error, ResponseError};
 use crate::metadata::{BrokerId, TopicPartition};
 
+pub use acls::{AclBinding, AclOperation, AclPattern, AclPermission, AclResource};
 pub use configs::{ConfigChange, ConfigEntry, ConfigResource};
 pub use groups::{CommittedOffset, GroupDescription};
 pub use offsets::{FetchedBatches, ListedOffset, Look, OffsetSpec};
