@@ -2,7 +2,7 @@
 
 use standfast_discovery::{ClusterEntry, SecurityProtocol};
 use standfast_secrets::{Credentials, Pem, SecretPath, SecretsHandle};
-use standfast_wire::{ClusterOptions, HostPort, SaslMechanism, SaslOptions, TlsOptions};
+use standfast_wire::{ClusterOptions, HostPort, Login, SaslMechanism, SaslOptions, TlsOptions};
 
 /// Kafka's default when neither the entry nor the secret names one.
 const DEFAULT_MECHANISM: SaslMechanism = SaslMechanism::Plain;
@@ -75,6 +75,14 @@ pub(crate) fn with_credentials(
         options.sasl = Some(sasl(entry, credentials)?);
     }
     Ok(options)
+}
+
+/// What of the options is replaced when the credentials change; the rest is configuration.
+pub(crate) fn login(options: &ClusterOptions) -> Login {
+    Login {
+        tls: options.tls.clone(),
+        sasl: options.sasl.clone(),
+    }
 }
 
 fn tls(credentials: Option<&Credentials>) -> Result<TlsOptions, ClusterError> {

@@ -67,7 +67,7 @@ fn a_link_picks_up_new_credentials() {
         cluster.contains("authentication failed")
             && status["links"][0]["link_error"]
                 .as_str()
-                .is_some_and(|e| e.contains("authentication"))
+                .is_some_and(|e| e.contains("AUTHENTICATION_ERROR"))
     });
     let config = agent.config().display().to_string();
     let checked = support::standfast(&["config", "check", &config, "--connect"]);
@@ -88,6 +88,12 @@ fn a_link_picks_up_new_credentials() {
     assert!(
         unknown.code == 1 && unknown.stderr.contains("no link mirrors the topic"),
         "{unknown:?}"
+    );
+    assert_eq!(
+        agent.log().matches("the link starts").count(),
+        1,
+        "the link was started again for new credentials:\n{}",
+        agent.log()
     );
     assert!(
         !agent.log().contains("wr0ng-pass"),

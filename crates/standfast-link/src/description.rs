@@ -74,6 +74,8 @@ pub enum MirrorTopicError {
     Diverged,
     /// The destination refuses the records (too large, policy …). Ours.
     DestinationRefused,
+    /// A cluster denies the link's user an operation on the topic. Retried until the ACL is there.
+    AuthorizationError,
 }
 
 /// State of one partition of a mirror. Ours: Confluent shows `ACTIVE` only.

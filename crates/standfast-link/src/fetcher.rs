@@ -12,10 +12,12 @@ use standfast_wire::fetch::{
 };
 use standfast_wire::{BrokerId, FrameReader, FrameWriter, ResponseError};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::budget::Permit;
 use crate::contain::contain;
 use crate::partition::{Doubt, Verdict};
+use crate::refusal;
 use crate::shard::{self, Shared};
 
 /// A fetch may be answered this much later than `fetch.max_wait` before the broker counts as lost.
@@ -40,11 +42,21 @@ pub(crate) async fn run(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) 
     shard::source_lost(&shard, broker, &text);
 }
 
-/// Reads until the connection is lost; why it was.
+/// Reads until a connection is lost; why it was. One whose authentication runs out is replaced between two requests (KIP-368).
 async fn read(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) -> String {
+    loop {
+        if let Some(lost) = read_once(&shard, broker, &wake).await {
+            return lost;
+        }
+    }
+}
+
+/// `None`: the broker's session is about to end, nothing else is wrong.
+async fn read_once(shard: &Shared, broker: BrokerId, wake: &FetcherWake) -> Option<String> {
     let source = shard.borrow().context.source.clone();
     match source.open_raw(broker).await {
         Ok(connection) => {
+            let expires_at = connection.expires_at();
             let versions = connection.versions().clone();
             let (reader, writer) = connection.into_split();
             let topic_ids = shard
@@ -55,21 +67,22 @@ async fn read(shard: Shared, broker: BrokerId, wake: Rc<FetcherWake>) -> String 
             match fetch::negotiate(&versions, topic_ids) {
                 Ok(version) => {
                     Fetcher {
-                        shard: Rc::clone(&shard),
+                        shard: Rc::clone(shard),
                         broker,
                         reader,
                         writer,
                         version,
                         correlation_id: 0,
                         first: 0,
+                        expires_at,
                     }
-                    .copy(&wake)
+                    .copy(wake)
                     .await
                 }
-                Err(error) => error.to_string(),
+                Err(error) => Some(error.to_string()),
             }
         }
-        Err(error) => error.to_string(),
+        Err(error) => Some(refusal::text(&error)),
     }
 }
 
@@ -82,6 +95,8 @@ struct Fetcher {
     correlation_id: i32,
     /// Which partition stands first in the next request: the broker fills its answer in order, so the turn goes round.
     first: usize,
+    /// The broker cuts the connection soon after (KIP-368).
+    expires_at: Option<Instant>,
 }
 
 /// A partition in a request: its slot and the generation it was asked for.
@@ -95,7 +110,7 @@ struct Asked {
 }
 
 impl Fetcher {
-    async fn copy(mut self, wake: &FetcherWake) -> String {
+    async fn copy(mut self, wake: &FetcherWake) -> Option<String> {
         let (budget, max_bytes, overdue) = {
             let borrowed = self.shard.borrow();
             let fetch = &borrowed.context.options.fetch;
@@ -107,6 +122,9 @@ impl Fetcher {
         };
         loop {
             let permit = budget.reserve(max_bytes).await;
+            if self.expires_at.is_some_and(|at| Instant::now() >= at) {
+                return None;
+            }
             let (request, asked) = self.request();
             if asked.is_empty() {
                 drop(permit);
@@ -119,17 +137,17 @@ impl Fetcher {
             };
             let frame = match tokio::time::timeout(overdue, exchange).await {
                 Ok(Ok(frame)) => frame,
-                Ok(Err(error)) => return error.to_string(),
+                Ok(Err(error)) => return Some(error.to_string()),
                 Err(_) => {
-                    return format!(
+                    return Some(format!(
                         "broker {}: no answer to Fetch within {overdue:?}",
                         self.reader.broker()
-                    );
+                    ));
                 }
             };
             permit.resize(frame.len());
             if let Err(text) = self.take_in(frame, &asked, &Rc::new(permit)) {
-                return text;
+                return Some(text);
             }
             // The socket is often readable again at once; let the writers run first.
             tokio::task::yield_now().await;
@@ -255,11 +273,14 @@ impl Fetcher {
             return Verdict::GoOn;
         }
         if let Some(code) = ResponseError::try_from_code(fetched.error_code) {
-            return Verdict::StartAgain(Doubt::source(format!(
-                "broker {}: Fetch: {code:?} ({})",
-                self.reader.broker(),
-                code.code()
-            )));
+            return Verdict::StartAgain(
+                Doubt::source(format!(
+                    "broker {}: Fetch: {code:?} ({})",
+                    self.reader.broker(),
+                    code.code()
+                ))
+                .with_code(code),
+            );
         }
         slot.partition
             .status

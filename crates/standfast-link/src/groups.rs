@@ -16,6 +16,7 @@ use crate::filters;
 use crate::lifecycle::Wanted;
 use crate::link::Inner;
 use crate::partition::PartitionId;
+use crate::refusal;
 use crate::shard::Context;
 use crate::status::now_ms;
 
@@ -123,7 +124,7 @@ async fn carry(
         .collect();
     let theirs = calls::committed(source, group)
         .await
-        .map_err(|e| format!("source: {e}"))?;
+        .map_err(|e| format!("source: {}", refusal::text(&e)))?;
     let theirs: HashMap<PartitionId, Committed> = theirs
         .into_iter()
         .filter(|(id, _)| positions.contains_key(id))
@@ -133,7 +134,7 @@ async fn carry(
     }
     let members = calls::group_members(destination, group)
         .await
-        .map_err(|e| format!("destination: {e}"))?;
+        .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     if members > 0 {
         return Err(format!(
             "CONSUMER_GROUP_IN_USE_ERROR: group {group:?} has {members} members on the destination; its offsets there are its own now"
@@ -141,7 +142,7 @@ async fn carry(
     }
     let ours = calls::committed(destination, group)
         .await
-        .map_err(|e| format!("destination: {e}"))?;
+        .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     let ids: Vec<PartitionId> = theirs.keys().cloned().collect();
     let ends = calls::log_ends(destination, &ids).await;
     let mut changed = HashMap::new();
@@ -166,7 +167,7 @@ async fn carry(
     let count = changed.len() as u64;
     calls::commit(destination, group, &changed)
         .await
-        .map_err(|e| format!("destination: {e}"))?;
+        .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     debug!(group, count, "group offsets carried over");
     Ok(count)
 }

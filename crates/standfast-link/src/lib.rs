@@ -24,6 +24,7 @@ mod options;
 mod partition;
 mod paused;
 mod promote;
+mod refusal;
 mod rest;
 mod seed;
 mod shard;

@@ -19,7 +19,7 @@ use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::topics::{self, Topic};
-use crate::{Error, groups, guard, identity, paused};
+use crate::{Error, groups, guard, identity, paused, refusal};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -327,7 +327,7 @@ impl Inner {
     /// Notes that a cluster is in trouble, or no longer.
     pub(crate) fn set_trouble(&self, side: Side, error: Option<&standfast_wire::Error>) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = error.map(|e| e.to_string());
+        let text = error.map(refusal::text);
         match side {
             Side::Source => trouble.source = text,
             Side::Destination => trouble.destination = text,

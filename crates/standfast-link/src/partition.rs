@@ -13,10 +13,10 @@ use standfast_wire::batch::{ProducerStamp, RawBatch, sequence_of};
 pub(crate) use standfast_wire::TopicPartition as PartitionId;
 
 use crate::budget::Permit;
-use crate::classify;
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::options::MAX_IN_FLIGHT;
 use crate::status::PartitionStatus;
+use crate::{classify, refusal};
 
 /// After so long without an acknowledgement only one batch is sent, until it is acknowledged.
 ///
@@ -74,6 +74,24 @@ impl Doubt {
             error: MirrorTopicError::NoError,
             text: text.into(),
         }
+    }
+
+    /// A call failed.
+    pub(crate) fn failed(side: Side, error: &standfast_wire::Error) -> Self {
+        Self {
+            side,
+            error: refusal::topic_error(error, MirrorTopicError::NoError),
+            text: refusal::text(error),
+        }
+    }
+
+    /// The same doubt, from the error code of one partition.
+    pub(crate) fn with_code(mut self, code: standfast_wire::ResponseError) -> Self {
+        if refusal::is_authorization(code) {
+            self.error = MirrorTopicError::AuthorizationError;
+            self.text = format!("{}: {}", refusal::AUTHORIZATION, self.text);
+        }
+        self
     }
 }
 

@@ -170,7 +170,10 @@ async fn append(
         )
         .into()),
         Some(ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge) => Ok(Appended::TooLarge),
-        Some(code) => Err(later(format!("seeding at offset {at}: Produce: {code:?} ({})", code.code()))),
+        Some(code) => {
+            let text = format!("seeding at offset {at}: Produce: {code:?} ({})", code.code());
+            Err(Refusal::Later(Doubt::destination(text).with_code(code)))
+        }
     }
 }
 

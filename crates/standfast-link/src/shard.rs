@@ -447,6 +447,10 @@ pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
             Verdict::StartAgain(doubt) => {
                 debug!(partition = %id, reason = %doubt.text, "partition starts again");
                 let (state, cluster) = match doubt.side {
+                    // One topic that may not be read does not make the source unavailable.
+                    Side::Source if doubt.error == MirrorTopicError::AuthorizationError => {
+                        (PartitionState::Retrying, source)
+                    }
                     Side::Source => (PartitionState::SourceUnavailable, source),
                     Side::Destination => (PartitionState::Retrying, destination),
                 };

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::calls::{self, LogRange};
 use crate::description::MirrorTopicError;
-use crate::partition::{Doubt, Failure, PartitionId};
+use crate::partition::{Doubt, Failure, PartitionId, Side};
 use crate::seed;
 use crate::shard::Context;
 use crate::status::PartitionStatus;
@@ -129,11 +129,11 @@ async fn first_whole(
 }
 
 pub(crate) fn destination(error: standfast_wire::Error) -> Refusal {
-    Refusal::Later(Doubt::destination(error.to_string()))
+    Refusal::Later(Doubt::failed(Side::Destination, &error))
 }
 
 fn source(error: standfast_wire::Error) -> Refusal {
-    Refusal::Later(Doubt::source(error.to_string()))
+    Refusal::Later(Doubt::failed(Side::Source, &error))
 }
 
 fn truncated(text: String) -> Failure {

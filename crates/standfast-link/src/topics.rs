@@ -8,7 +8,6 @@ use standfast_wire::{Error as WireError, TopicMetadata};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::calls;
 use crate::description::{MirrorDescription, MirrorStatus, MirrorTopicError, PartitionState};
 use crate::discover;
 use crate::handle::LinkHandle;
@@ -17,6 +16,7 @@ use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
 use crate::status::{PartitionStatus, now_ms};
+use crate::{calls, refusal};
 
 /// Set on every mirror topic, whatever the source has: byte identity needs them.
 /// A broker must not compress again, must keep the producer's timestamps, and must take records however old or (by a wrong clock) new they are.
@@ -299,13 +299,10 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
         }
         let Some(original) = found(&source, name) else {
             settled &= rest.is_some();
+            let (error, text) = why_missing(&source, name);
             with_topic(inner, name, |t| {
                 if !t.failed {
-                    t.set_trouble(
-                        MirrorTopicError::SourceTopicMayBeDeleted,
-                        format!("the source does not know topic {name:?}"),
-                        false,
-                    );
+                    t.set_trouble(error, text, false);
                 }
             });
             continue;
@@ -328,11 +325,9 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
                     resumed.insert(Arc::clone(name), original.topic_id);
                 }
             }
-            Err(Refused::Later(text)) => {
+            Err(Refused::Later(error, text)) => {
                 settled = false;
-                with_topic(inner, name, |t| {
-                    t.set_trouble(MirrorTopicError::Unknown, text, false)
-                });
+                with_topic(inner, name, |t| t.set_trouble(error, text, false));
             }
             Err(Refused::Fail(error, text)) => {
                 fail_partitions(inner, name, error, &text).await;
@@ -355,6 +350,22 @@ fn found(metadata: &standfast_wire::Metadata, name: &str) -> Option<TopicMetadat
         .get(name)
         .filter(|t| t.error.is_none() && !t.partitions.is_empty())
         .cloned()
+}
+
+/// Why the source's answer does not describe the topic.
+fn why_missing(source: &standfast_wire::Metadata, name: &str) -> (MirrorTopicError, String) {
+    match source.topics.get(name).and_then(|topic| topic.error) {
+        Some(code) if refusal::is_authorization(code) => (
+            MirrorTopicError::AuthorizationError,
+            format!(
+                "AUTHORIZATION_ERROR: source: {code:?} for topic {name:?}: the link's user needs DESCRIBE and READ"
+            ),
+        ),
+        _ => (
+            MirrorTopicError::SourceTopicMayBeDeleted,
+            format!("the source does not know topic {name:?}"),
+        ),
+    }
 }
 
 fn with_topic<T>(inner: &Inner, name: &str, change: impl FnOnce(&mut Topic) -> T) -> Option<T> {
@@ -395,13 +406,14 @@ async fn recreated(inner: &Inner, name: &str, found: Uuid) -> bool {
 }
 
 enum Refused {
-    Later(String),
+    Later(MirrorTopicError, String),
     Fail(MirrorTopicError, String),
 }
 
 impl From<WireError> for Refused {
     fn from(error: WireError) -> Self {
-        Self::Later(error.to_string())
+        let kind = refusal::topic_error(&error, MirrorTopicError::Unknown);
+        Self::Later(kind, refusal::text(&error))
     }
 }
 

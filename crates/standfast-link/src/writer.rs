@@ -19,6 +19,7 @@ use crate::budget::Permit;
 use crate::contain::contain;
 use crate::description::MirrorTopicError;
 use crate::partition::{Doubt, Failure, Sent, Verdict};
+use crate::refusal;
 use crate::shard::{self, Shared, WriterKey};
 
 /// How long the destination may take to replicate a batch to its in-sync replicas.
@@ -38,6 +39,8 @@ pub(crate) struct WriterQueue {
     /// Why the connection ends, once it does.
     end: RefCell<Option<String>>,
     ended: Notify,
+    /// The broker's session is about to end (KIP-368) and nothing is in flight: the connection is to be replaced.
+    renew: Cell<bool>,
     /// The connection is closed and its tasks are gone.
     gone: Cell<bool>,
 }
@@ -81,6 +84,20 @@ impl WriterQueue {
 
 /// Writes to one broker until the connection is lost or closed.
 pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
+    let idle = loop {
+        let idle = write(&shard, key, &queue).await;
+        if !queue.renew.take() || queue.end.borrow().is_some() {
+            break idle;
+        }
+    };
+    queue.requests.borrow_mut().clear();
+    queue.gone.set(true);
+    let text = queue.end.borrow().clone().unwrap_or_default();
+    shard::destination_lost(&shard, key, &text, idle);
+}
+
+/// Writes over one connection until it ends. `true`: nothing was in flight then.
+async fn write(shard: &Shared, key: WriterKey, queue: &Rc<WriterQueue>) -> bool {
     let destination = shard.borrow().context.destination.clone();
     let opened = tokio::select! {
         opened = destination.open_raw(key.0) => Some(opened),
@@ -90,17 +107,18 @@ pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
     match opened {
         Some(Ok(connection)) => {
             let broker = connection.broker().to_string();
+            let expires_at = connection.expires_at();
             let (reader, writer) = connection.into_split();
             // Two tasks, so that an answer does not poll the sender and this one sleeps until the end.
             let sender = spawn(
-                &queue,
+                queue,
                 "sender",
-                send(Rc::clone(&shard), Rc::clone(&queue), writer),
+                send(Rc::clone(shard), Rc::clone(queue), writer, expires_at),
             );
             let receiver = spawn(
-                &queue,
+                queue,
                 "receiver",
-                receive(Rc::clone(&shard), Rc::clone(&queue), reader),
+                receive(Rc::clone(shard), Rc::clone(queue), reader),
             );
             queue.ended.notified().await;
             idle = queue.requests.borrow().is_empty();
@@ -113,13 +131,10 @@ pub(crate) async fn run(shard: Shared, key: WriterKey, queue: Rc<WriterQueue>) {
                 *text = format!("broker {broker}: {text}");
             }
         }
-        Some(Err(error)) => queue.close(&error.to_string()),
+        Some(Err(error)) => queue.close(&refusal::text(&error)),
         None => {}
     }
-    queue.requests.borrow_mut().clear();
-    queue.gone.set(true);
-    let text = queue.end.borrow().clone().unwrap_or_default();
-    shard::destination_lost(&shard, key, &text, idle);
+    idle
 }
 
 /// One half of the connection; a panic in it ends the connection.
@@ -136,7 +151,12 @@ fn spawn(
     })
 }
 
-async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
+async fn send(
+    shard: Shared,
+    queue: Rc<WriterQueue>,
+    mut writer: FrameWriter,
+    expires_at: Option<tokio::time::Instant>,
+) {
     let (max_in_flight, client_id) = {
         let borrowed = shard.borrow();
         let options = &borrowed.context.options;
@@ -147,6 +167,14 @@ async fn send(shard: Shared, queue: Rc<WriterQueue>, mut writer: FrameWriter) {
     };
     let mut correlation_id = 0i32;
     loop {
+        if expires_at.is_some_and(|at| tokio::time::Instant::now() >= at) {
+            if queue.requests.borrow().is_empty() {
+                queue.renew.set(true);
+                return queue.ended.notify_one();
+            }
+            queue.wake.notified().await;
+            continue;
+        }
         if queue.requests.borrow().len() >= max_in_flight {
             queue.wake.notified().await;
             continue;
@@ -361,9 +389,12 @@ fn judge(slot: &mut shard::Slot, sent: &Sent, result: &ProduceResult) -> Verdict
             "offset {offset}: the destination refuses the batch: {code:?} ({}){words}",
             code.code()
         )),
-        _ => Verdict::StartAgain(Doubt::destination(format!(
-            "offset {offset}: Produce: {code:?} ({}){words}",
-            code.code()
-        ))),
+        _ => Verdict::StartAgain(
+            Doubt::destination(format!(
+                "offset {offset}: Produce: {code:?} ({}){words}",
+                code.code()
+            ))
+            .with_code(code),
+        ),
     }
 }

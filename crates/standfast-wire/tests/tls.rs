@@ -32,15 +32,27 @@ impl Authority {
     }
 
     fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        self.issue_until(name, 4000)
+    }
+
+    fn issue_until(&self, name: &str, year: i32) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 }
 
 /// Listens with TLS and passes everything on to `upstream`. Asks for client certificates if `clients` signs them.
 async fn proxy(upstream: String, servers: &Authority, clients: Option<&Authority>) -> HostPort {
-    let (certificate, key) = servers.issue("kafka.test");
+    serve(upstream, servers.issue("kafka.test"), clients).await
+}
+
+async fn serve(
+    upstream: String,
+    (certificate, key): (rcgen::Certificate, KeyPair),
+    clients: Option<&Authority>,
+) -> HostPort {
     let builder =
         ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -183,6 +195,56 @@ async fn tls_with_and_without_client_certificates() {
         .unwrap_err();
     let incomplete = TlsOptions { key: None, ..known };
     assert!(refused(incomplete).await.contains("needs its key"));
+}
+
+#[tokio::test]
+async fn a_replaced_file_serves_the_next_connection_and_an_expired_certificate_is_named() {
+    let kafka = KafkaCluster::start("wire-tls-files").unwrap();
+    let (servers, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let strict = proxy(kafka.bootstrap(), &servers, Some(&clients)).await;
+    let folder = std::env::temp_dir().join(format!("standfast-wire-pem-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (certificate_file, key_file) = (folder.join("client.pem"), folder.join("client.key"));
+    let write = |authority: &Authority| {
+        let (certificate, key) = authority.issue("client");
+        std::fs::write(&certificate_file, certificate.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    };
+    let options = options(TlsOptions {
+        ca: pem(servers.pem()),
+        certificate: Some(Pem::File(certificate_file.clone())),
+        key: Some(Pem::File(key_file.clone())),
+        server_name: Some("kafka.test".to_owned()),
+    });
+    write(&strangers);
+    Connection::connect(&strict, &options).await.unwrap_err();
+    write(&clients);
+    let connection = Connection::connect(&strict, &options).await.unwrap();
+    write(&strangers);
+    // The open connection stays, a new one is refused.
+    connection.call(MetadataRequest::default()).await.unwrap();
+    Connection::connect(&strict, &options).await.unwrap_err();
+    std::fs::remove_dir_all(&folder).unwrap();
+
+    let expired = serve(
+        kafka.bootstrap(),
+        servers.issue_until("kafka.test", 2020),
+        None,
+    )
+    .await;
+    let text = RawConnection::connect(&expired, &options_for(&servers))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("expired"), "{text}");
+}
+
+fn options_for(servers: &Authority) -> ClusterOptions {
+    options(TlsOptions {
+        ca: pem(servers.pem()),
+        server_name: Some("kafka.test".to_owned()),
+        ..TlsOptions::default()
+    })
 }
 
 #[tokio::test]

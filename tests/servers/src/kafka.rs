@@ -2,6 +2,7 @@
 
 mod broker;
 mod protocol;
+mod secure;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,6 +40,7 @@ pub struct KafkaBuilder {
     name: String,
     brokers: usize,
     sasl_users: Vec<(String, String)>,
+    secure: secure::Secure,
     properties: Vec<(String, String)>,
     heap_mb: u32,
     full_jit: bool,
@@ -52,6 +54,7 @@ impl KafkaBuilder {
             name: name.to_owned(),
             brokers: 1,
             sasl_users: Vec::new(),
+            secure: secure::Secure::default(),
             properties: Vec::new(),
             heap_mb: 320,
             full_jit: false,
@@ -71,6 +74,42 @@ impl KafkaBuilder {
     #[must_use]
     pub fn sasl_plain(mut self, user: &str, password: &str) -> Self {
         self.sasl_users.push((user.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Adds a listener with TLS; `identity` is a private key (PKCS #8) and its certificate chain, in PEM.
+    #[must_use]
+    pub fn tls(mut self, identity: &str) -> Self {
+        self.secure.identity = Some(identity.to_owned());
+        self
+    }
+
+    /// The TLS listener demands client certificates signed by this authority (PEM).
+    #[must_use]
+    pub fn client_certificates(mut self, authority: &str) -> Self {
+        self.secure.client_authority = Some(authority.to_owned());
+        self
+    }
+
+    /// A user of SCRAM-SHA-512 on the TLS listener. May be called for several users.
+    #[must_use]
+    pub fn scram_user(mut self, user: &str, password: &str) -> Self {
+        let login = (user.to_owned(), password.to_owned());
+        self.secure.scram_users.push(login);
+        self
+    }
+
+    /// OAUTHBEARER on the TLS listener, with tokens that nobody signed (Kafka's own for tests).
+    #[must_use]
+    pub fn oauth_unsigned(mut self) -> Self {
+        self.secure.oauth = true;
+        self
+    }
+
+    /// Kafka's own authorizer: users need ACLs, but for those of the PLAINTEXT listener.
+    #[must_use]
+    pub fn authorizer(mut self) -> Self {
+        self.secure.authorizer = true;
         self
     }
 
@@ -164,7 +203,7 @@ impl KafkaCluster {
         };
         let cluster_id = random_id()?;
         let brokers = (0..settings.brokers)
-            .map(|index| Broker::reserve(index, scratch.path(), !settings.sasl_users.is_empty()))
+            .map(|index| Broker::reserve(index, scratch.path(), &settings))
             .collect::<Result<Vec<_>>>()?;
         let cluster = Self {
             brokers,
@@ -200,6 +239,14 @@ impl KafkaCluster {
     pub fn sasl_bootstrap(&self) -> Option<String> {
         let addresses: Option<Vec<String>> =
             self.brokers.iter().map(Broker::sasl_address).collect();
+        addresses.map(|addresses| addresses.join(","))
+    }
+
+    /// Addresses of the TLS listeners, if [`KafkaBuilder::tls`] was called.
+    #[must_use]
+    pub fn tls_bootstrap(&self) -> Option<String> {
+        let addresses: Option<Vec<String>> =
+            self.brokers.iter().map(Broker::secure_address).collect();
         addresses.map(|addresses| addresses.join(","))
     }
 

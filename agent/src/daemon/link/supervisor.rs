@@ -6,7 +6,7 @@ use std::time::Duration;
 use standfast_discovery::{ClusterEntry, Epoch, FleetWatchHandle};
 use standfast_link::{Link, LinkDescription, LinkHandle, LinkName};
 use standfast_secrets::SecretsHandle;
-use standfast_wire::ClusterOptions;
+use standfast_wire::{ClusterOptions, SharedLogin};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -46,7 +46,9 @@ pub(crate) struct LinkSupervisor {
 #[derive(Debug)]
 struct Running {
     handle: LinkHandle,
+    /// With the credentials that the link was last given.
     options: (ClusterOptions, ClusterOptions),
+    logins: (SharedLogin, SharedLogin),
     end: CancellationToken,
     task: JoinHandle<Result<(), standfast_link::Error>>,
     started: Instant,
@@ -156,16 +158,16 @@ impl LinkSupervisor {
                 }
             }
             Ok(options) => {
-                if self
-                    .running
-                    .as_ref()
-                    .is_some_and(|running| running.options != options)
+                if let Some(running) = &mut self.running
+                    && running.options != options
                 {
                     tracing::info!(
                         link = self.section.name,
-                        "credentials changed, the link connects again"
+                        "credentials changed; connections made from now on use the new ones"
                     );
-                    self.end().await;
+                    running.logins.0.set(clusters::login(&options.0));
+                    running.logins.1.set(clusters::login(&options.1));
+                    running.options = options.clone();
                 }
                 if self.running.is_none() && self.restart.at.is_none() {
                     self.start(options);
@@ -187,8 +189,17 @@ impl LinkSupervisor {
     }
 
     fn start(&mut self, options: (ClusterOptions, ClusterOptions)) {
+        let logins = (
+            SharedLogin::new(clusters::login(&options.0)),
+            SharedLogin::new(clusters::login(&options.1)),
+        );
+        let with = |options: &ClusterOptions, login: &SharedLogin| ClusterOptions {
+            login: Some(login.clone()),
+            ..options.clone()
+        };
+        let shared = (with(&options.0, &logins.0), with(&options.1, &logins.1));
         let link = LinkName::new(self.section.name.clone())
-            .and_then(|name| Link::new(link_options(&self.section, name, &options)));
+            .and_then(|name| Link::new(link_options(&self.section, name, &shared)));
         let (link, handle) = match link {
             Ok(started) => started,
             Err(error) => return self.schedule_restart(error.to_string()),
@@ -202,6 +213,7 @@ impl LinkSupervisor {
         self.running = Some(Running {
             handle,
             options,
+            logins,
             end,
             task,
             started: Instant::now(),

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::KafkaCluster;
+use super::{KafkaBuilder, KafkaCluster};
 use crate::ports::Port;
 use crate::process::ServerProcess;
 use crate::{Error, Result};
@@ -28,18 +28,26 @@ pub(super) struct Broker {
     plaintext: Port,
     controller: Port,
     sasl: Option<Port>,
+    secure: Option<Port>,
     folder: PathBuf,
 }
 
 impl Broker {
-    pub(super) fn reserve(index: usize, scratch: &Path, sasl: bool) -> Result<Self> {
+    pub(super) fn reserve(index: usize, scratch: &Path, settings: &KafkaBuilder) -> Result<Self> {
         let id = index as i32 + 1;
         Ok(Self {
             id,
             process: None,
             plaintext: Port::reserve()?,
             controller: Port::reserve()?,
-            sasl: sasl.then(Port::reserve).transpose()?,
+            sasl: (!settings.sasl_users.is_empty())
+                .then(Port::reserve)
+                .transpose()?,
+            secure: settings
+                .secure
+                .has_listener()
+                .then(Port::reserve)
+                .transpose()?,
             folder: scratch.join(format!("broker-{id}")),
         })
     }
@@ -52,6 +60,10 @@ impl Broker {
         self.sasl.as_ref().map(Port::address)
     }
 
+    pub(super) fn secure_address(&self) -> Option<String> {
+        self.secure.as_ref().map(Port::address)
+    }
+
     pub(super) fn socket(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.plaintext.number()).into()
     }
@@ -62,6 +74,13 @@ impl Broker {
         for folder in [&data, &self.folder.join("tmp")] {
             fs::create_dir_all(folder).map_err(Error::path("create", folder))?;
         }
+        self.write("log4j2.properties", LOG4J)?;
+        let secure = &cluster.settings.secure;
+        let properties = self.properties(cluster) + &secure.prepare(&self.folder)?;
+        self.write("server.properties", &properties)?;
+        if !secure.scram_users.is_empty() {
+            return secure.format(cluster, &self.folder.join("server.properties"));
+        }
         let checkpoint = data.join("bootstrap.checkpoint");
         fs::copy(&cluster.install.checkpoint, &checkpoint)
             .map_err(Error::path("write", &checkpoint))?;
@@ -71,9 +90,7 @@ impl Broker {
             cluster.cluster_id,
             random_id()?
         );
-        self.write("data/meta.properties", &meta)?;
-        self.write("log4j2.properties", LOG4J)?;
-        self.write("server.properties", &self.properties(cluster))
+        self.write("data/meta.properties", &meta)
     }
 
     pub(super) fn spawn(&self, cluster: &KafkaCluster) -> Result<ServerProcess> {
@@ -148,6 +165,10 @@ impl Broker {
             self.sasl_address()
                 .map(|address| format!("SASL://{address}")),
         );
+        listeners.extend(
+            self.secure_address()
+                .map(|address| format!("SECURE://{address}")),
+        );
         let advertised = listeners.join(",");
         if is_controller {
             listeners.push(format!("CONTROLLER://{}", self.controller.address()));
@@ -161,7 +182,7 @@ controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listeners={listeners}
 advertised.listeners={advertised}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,SECURE:{secure}
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
@@ -183,6 +204,7 @@ log.cleaner.dedupe.buffer.size=16777216
                 "broker"
             },
             id = self.id,
+            secure = settings.secure.protocol(),
             voters = voters.join(","),
             listeners = listeners.join(","),
             data = self.folder.join("data").display(),
