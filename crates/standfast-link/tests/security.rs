@@ -102,7 +102,7 @@ fn link(name: &str, topics: &[&str]) -> (LinkOptions, SharedLogin) {
     let topics = topics.iter().map(|t| (*t).to_owned()).collect();
     let mut link = LinkOptions::new(LinkName::new(name).expect("a name"), from, to, topics);
     link.metadata_refresh = Duration::from_millis(500);
-    link.group_sync_interval = Duration::from_millis(500);
+    link.group_sync_interval = Duration::from_secs(1);
     link.backoff.max = Duration::from_millis(500);
     link.groups = vec![GROUP.to_owned()];
     (link, source_login)
