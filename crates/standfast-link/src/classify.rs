@@ -1,22 +1,37 @@
-//! Which batches of the source can be reproduced on a stock broker, offset for offset.
-//!
-//! What cannot be is refused here with its offset, before anything of it is written. Transactions, compaction gaps and LogAppendTime have
-//! their own way of being mirrored (see DESIGN.md "Holes"); until it is built they end here.
+//! What the next batch of the source is to the destination: the same bytes, a hole that has to be reproduced, or something that cannot be.
 
 use standfast_wire::batch::{BatchError, BatchHeader, TimestampType};
 
 use crate::description::MirrorTopicError;
 use crate::partition::Failure;
 
-/// Checks that `header` is the next batch of the log at `expected` and that the destination can hold it as it is.
-pub(crate) fn admit(header: &BatchHeader, expected: i64) -> Result<(), Failure> {
+/// How the next batch can be mirrored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Copied as it is, on the fast path.
+    Plain,
+    /// Reproduced on the slow path.
+    Hole(Hole),
+}
+
+/// What a stock broker would not append as it is, or not at that offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hole {
+    /// Offsets before the batch are missing (compaction, aborted appends).
+    Gap,
+    /// The batch holds no record (compaction).
+    Empty,
+    /// A data batch of a transaction.
+    Transactional,
+    /// A commit or abort marker.
+    Marker,
+    /// Some records are missing inside (compaction), or the timestamps are the broker's (LogAppendTime), or relative to a delete horizon.
+    Altered,
+}
+
+/// Sorts the batch with `header`, which follows position `expected`.
+pub(crate) fn admit(header: &BatchHeader, expected: i64) -> Result<Kind, Failure> {
     let offset = header.base_offset;
-    let unsupported = |what: &str| {
-        Err(Failure::new(
-            MirrorTopicError::UnsupportedMessageFormat,
-            format!("source offset {offset}: {what}"),
-        ))
-    };
     if offset < expected {
         return Err(Failure::new(
             MirrorTopicError::Diverged,
@@ -26,45 +41,36 @@ pub(crate) fn admit(header: &BatchHeader, expected: i64) -> Result<(), Failure> 
             ),
         ));
     }
-    if offset > expected {
-        return unsupported(&format!(
-            "offsets {expected} to {} are missing on the source (compaction or aborted appends); mirroring of gaps is not built yet",
-            offset - 1
-        ));
-    }
-    if header.attributes.is_control() {
-        return unsupported("a transaction marker; mirroring of transactions is not built yet");
-    }
-    if header.attributes.is_transactional() {
-        return unsupported("a batch of a transaction; mirroring of transactions is not built yet");
-    }
-    if header.attributes.timestamp_type() == TimestampType::LogAppendTime {
-        return unsupported(
-            "a batch with LogAppendTime, which the destination would replace by its own clock; mirroring of it is not built yet",
-        );
-    }
-    if header.attributes.has_delete_horizon() {
-        return unsupported(
-            "a batch rewritten by compaction (delete horizon set); mirroring of it is not built yet",
-        );
-    }
-    if !header.is_dense() {
-        return unsupported(&format!(
-            "a batch of {} records over {} offsets (compaction); mirroring of gaps is not built yet",
-            header.record_count,
-            i64::from(header.last_offset_delta) + 1
-        ));
-    }
-    Ok(())
+    let attributes = header.attributes;
+    let hole = if offset > expected {
+        Hole::Gap
+    } else if header.record_count == 0 {
+        // Whatever it once held: neither a record nor a marker is left of it.
+        Hole::Empty
+    } else if attributes.is_control() {
+        Hole::Marker
+    } else if attributes.is_transactional() {
+        Hole::Transactional
+    } else if attributes.timestamp_type() == TimestampType::LogAppendTime
+        || attributes.has_delete_horizon()
+        || !header.is_dense()
+    {
+        Hole::Altered
+    } else {
+        return Ok(Kind::Plain);
+    };
+    Ok(Kind::Hole(hole))
 }
 
 /// What an unreadable batch of the source means. `None`: damaged, which another fetch may heal.
 pub(crate) fn unreadable(error: &BatchError) -> Option<Failure> {
     match error {
-        BatchError::Format { .. } => Some(Failure::new(
-            MirrorTopicError::UnsupportedMessageFormat,
-            format!("source: {error}"),
-        )),
+        BatchError::Format { .. } => Some(unsupported(format!("source: {error}"))),
         _ => None,
     }
+}
+
+/// Content of the source that cannot be reproduced.
+pub(crate) fn unsupported(text: String) -> Failure {
+    Failure::new(MirrorTopicError::UnsupportedMessageFormat, text)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use standfast_wire::{Cluster, ClusterOptions};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -18,6 +18,7 @@ use crate::lifecycle::Wanted;
 use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
+use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
 use crate::{Error, groups, guard, identity, paused, refusal};
 
@@ -181,6 +182,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         destination,
         producer_id: Arc::clone(&inner.producer_id),
         control: tokio::runtime::Handle::current(),
+        slow_paths: Arc::new(Semaphore::new(MAX_SLOW)),
     };
     let mut threads = Vec::new();
     for index in 0..inner.options.shards {

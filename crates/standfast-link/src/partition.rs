@@ -13,10 +13,11 @@ use standfast_wire::batch::{ProducerStamp, RawBatch, sequence_of};
 pub(crate) use standfast_wire::TopicPartition as PartitionId;
 
 use crate::budget::Permit;
+use crate::classify::{self, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::options::MAX_IN_FLIGHT;
+use crate::refusal;
 use crate::status::PartitionStatus;
-use crate::{classify, refusal};
 
 /// After so long without an acknowledgement only one batch is sent, until it is acknowledged.
 ///
@@ -102,6 +103,8 @@ pub(crate) enum Verdict {
     GoOn,
     /// Reset and start again.
     StartAgain(Doubt),
+    /// Reset and go on on the slow path: the next batch cannot be copied as it is (see [`crate::slow`]).
+    Slow,
     /// Reset and stop for good.
     Fail(Failure),
 }
@@ -132,6 +135,22 @@ pub(crate) struct ToSend {
     pub(crate) permit: Rc<Permit>,
 }
 
+/// What follows when all that was fetched is acknowledged.
+#[derive(Debug)]
+enum End {
+    Fail(Failure),
+    Slow,
+}
+
+impl From<End> for Verdict {
+    fn from(end: End) -> Self {
+        match end {
+            End::Fail(failure) => Self::Fail(failure),
+            End::Slow => Self::Slow,
+        }
+    }
+}
+
 /// Whether fetching is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hold {
@@ -158,7 +177,7 @@ pub(crate) struct Partition {
     queued_bytes: usize,
     in_flight: VecDeque<Sent>,
     last_ack: Option<Instant>,
-    end: Option<Failure>,
+    end: Option<End>,
     held: Hold,
     damaged: u32,
     /// Starts in a row without an acknowledged batch or a quiet time; sets the backoff.
@@ -266,7 +285,7 @@ impl Partition {
         self.in_flight.len()
     }
 
-    /// Takes over the batches of the answer to a fetch from `asked`, in order, up to the first that cannot be mirrored.
+    /// Takes over the batches of the answer to a fetch from `asked`, in order, up to the first that cannot be copied as it is.
     pub(crate) fn fetched(
         &mut self,
         asked: i64,
@@ -281,15 +300,17 @@ impl Partition {
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => match classify::unreadable(&error) {
-                    Some(failure) => return self.end_with(failure),
+                    Some(failure) => return self.end_with(End::Fail(failure)),
                     None => return self.damaged(&error),
                 },
             };
             if batch.header.next_offset() <= self.next_fetch {
                 continue;
             }
-            if let Err(failure) = classify::admit(&batch.header, self.next_fetch) {
-                return self.end_with(failure);
+            match classify::admit(&batch.header, self.next_fetch) {
+                Ok(Kind::Plain) => {}
+                Ok(Kind::Hole(_)) => return self.end_with(End::Slow),
+                Err(failure) => return self.end_with(End::Fail(failure)),
             }
             self.next_fetch = batch.header.next_offset();
             self.queued_bytes += batch.bytes.len();
@@ -314,13 +335,13 @@ impl Partition {
         Verdict::StartAgain(Doubt::source(error.to_string()))
     }
 
-    /// What was fetched before is still mirrored; then the partition fails.
-    fn end_with(&mut self, failure: Failure) -> Verdict {
+    /// What was fetched before is still mirrored; then the partition ends.
+    fn end_with(&mut self, end: End) -> Verdict {
         self.status.set_next_fetch(self.next_fetch);
         if self.queue.is_empty() && self.in_flight.is_empty() {
-            return Verdict::Fail(failure);
+            return end.into();
         }
-        self.end = Some(failure);
+        self.end = Some(end);
         Verdict::GoOn
     }
 
@@ -415,9 +436,9 @@ impl Partition {
         self.status.set_position(sent.next_offset);
         if self.queue.is_empty()
             && self.in_flight.is_empty()
-            && let Some(failure) = self.end.take()
+            && let Some(end) = self.end.take()
         {
-            return Verdict::Fail(failure);
+            return end.into();
         }
         Verdict::GoOn
     }
@@ -491,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stands_before_unsupported_content_is_mirrored_first() {
+    async fn what_stands_before_a_hole_is_mirrored_first() {
         let (mut partition, permit) = (running(), permit().await);
         let gap = [batch(0, 10, 0), batch(11, 5, 0)];
         assert_eq!(
@@ -500,15 +521,12 @@ mod tests {
         );
         assert_eq!(partition.wants(1 << 20), None);
         let sent = partition.take().unwrap().sent;
-        let Verdict::Fail(failure) = partition.acknowledged(&sent, 0, -1) else {
-            panic!("went on")
-        };
-        assert_eq!(failure.error, MirrorTopicError::UnsupportedMessageFormat);
+        assert_eq!(partition.acknowledged(&sent, 0, -1), Verdict::Slow);
         for attributes in [0x08, 0x10, 0x20, 0x40] {
             let mut partition = running();
             assert!(matches!(
                 partition.fetched(0, [batch(0, 1, attributes)].into_iter(), &permit),
-                Verdict::Fail(_)
+                Verdict::Slow
             ));
         }
     }

@@ -28,6 +28,7 @@ use crate::fetcher::{self, FetcherWake};
 use crate::options::LinkOptions;
 use crate::partition::{Doubt, Failure, Partition, PartitionId, Side, Verdict};
 use crate::rest::{self, RestOrder};
+use crate::slow;
 use crate::startup::{self, Refusal, Started};
 use crate::status::PartitionStatus;
 use crate::writer::{self, WriterQueue};
@@ -46,6 +47,15 @@ const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
 
 /// Commands waiting for a shard.
 pub(crate) const COMMAND_QUEUE: usize = 64;
+
+/// How a partition goes on after start-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Read and written by the shard.
+    Fast,
+    /// Past the holes at its position first.
+    Slow,
+}
 
 /// What the control plane tells a shard.
 #[derive(Debug)]
@@ -96,6 +106,8 @@ pub(crate) struct Context {
     pub(crate) producer_id: Arc<AtomicI64>,
     /// The runtime of the control plane.
     pub(crate) control: tokio::runtime::Handle,
+    /// One permit per partition that is at work on the slow path.
+    pub(crate) slow_paths: Arc<Semaphore>,
 }
 
 pub(crate) type Shared = Rc<RefCell<Shard>>;
@@ -120,6 +132,8 @@ pub(crate) struct Slot {
     pub(crate) turn: u32,
     /// Start-ups under way; they may seed.
     pub(crate) starters: u32,
+    /// Ends the start-up or slow path under way.
+    starting: CancellationToken,
 }
 
 pub(crate) struct Shard {
@@ -262,6 +276,7 @@ fn add(shard: &Shared, new: NewPartition) {
             writer: None,
             listed: false,
             waiting_since: None,
+            starting: stopping.child_token(),
             terminal: new.rest.is_some(),
             stopping,
             turn: 0,
@@ -281,12 +296,16 @@ fn add(shard: &Shared, new: NewPartition) {
 
 /// Starts a partition (again), after a wait that grows with the tries.
 pub(crate) fn begin(shard: &Shared, index: usize) {
+    begin_at(shard, index, Pace::Fast);
+}
+
+fn begin_at(shard: &Shared, index: usize, pace: Pace) {
     if let Some(slot) = shard.borrow_mut().slots.get_mut(index) {
         slot.starters += 1;
     }
     let shard = Rc::clone(shard);
     tokio::task::spawn_local(async move {
-        let outcome = contain("start-up", start(&shard, index)).await;
+        let outcome = contain("start-up", start(&shard, index, pace)).await;
         if let Some(slot) = shard.borrow_mut().slots.get_mut(index) {
             slot.starters = slot.starters.saturating_sub(1);
         }
@@ -296,7 +315,7 @@ pub(crate) fn begin(shard: &Shared, index: usize) {
     });
 }
 
-async fn start(shard: &Shared, index: usize) {
+async fn start(shard: &Shared, index: usize, pace: Pace) {
     let (wait, starting, stopping) = {
         let mut borrowed = shard.borrow_mut();
         let options = Arc::clone(&borrowed.context.options);
@@ -304,16 +323,22 @@ async fn start(shard: &Shared, index: usize) {
         let Some(slot) = borrowed.slots.get_mut(index) else {
             return;
         };
-        let stopping = slot.stopping.clone();
-        let wait = backoff(&options, slot.partition.attempts);
-        slot.partition.attempts = slot.partition.attempts.saturating_add(1);
+        let stopping = slot.stopping.child_token();
+        slot.starting = stopping.clone();
+        let wait = match pace {
+            Pace::Fast => backoff(&options, slot.partition.attempts),
+            Pace::Slow => Duration::ZERO,
+        };
+        if pace == Pace::Fast {
+            slot.partition.attempts = slot.partition.attempts.saturating_add(1);
+        }
         (wait, starting, stopping)
     };
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
         () = stopping.cancelled() => {}
     }
-    let _one_of_few = tokio::select! {
+    let one_of_few = tokio::select! {
         Ok(permit) = starting.acquire() => permit,
         () = stopping.cancelled() => return,
         else => return,
@@ -344,8 +369,10 @@ async fn start(shard: &Shared, index: usize) {
         (context.control, request)
     };
     let status = Arc::clone(&request.status);
-    let mut running = AbortOnDropHandle::new(control.spawn(startup::run(request)));
-    let outcome = tokio::select! {
+    let (ahead, slow) = (request.clone(), request);
+    let mut running =
+        AbortOnDropHandle::new(control.spawn(async move { startup::run(&ahead).await }));
+    let mut outcome = tokio::select! {
         outcome = &mut running => outcome,
         // Reading is simply dropped, so that a stop never waits for a dead source; seeding ends by itself after the batch under way.
         () = stopping.cancelled() => {
@@ -355,6 +382,12 @@ async fn start(shard: &Shared, index: usize) {
             return;
         }
     };
+    drop(one_of_few);
+    if let (Pace::Slow, Ok(Ok(started))) = (pace, &outcome) {
+        // Ends by itself soon after `stopping`, with nothing left in flight.
+        let started = started.clone();
+        outcome = AbortOnDropHandle::new(control.spawn(slow::run(slow, started))).await;
+    }
     if stopping.is_cancelled() {
         return;
     }
@@ -442,8 +475,13 @@ pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
         let id = slot.partition.id.clone();
         slot.partition.reset();
         (slot.fetcher, slot.writer, slot.listed, slot.waiting_since) = (None, None, false, None);
+        slot.starting.cancel();
         match verdict {
-            Verdict::GoOn => false,
+            Verdict::GoOn => None,
+            Verdict::Slow => {
+                debug!(partition = %id, "a batch that cannot be copied as it is, going on on the slow path");
+                (!stopping).then_some(Pace::Slow)
+            }
             Verdict::StartAgain(doubt) => {
                 debug!(partition = %id, reason = %doubt.text, "partition starts again");
                 let (state, cluster) = match doubt.side {
@@ -458,7 +496,7 @@ pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
                 slot.partition
                     .status
                     .enter(state, Some((doubt.error, doubt.text)));
-                !stopping
+                (!stopping).then_some(Pace::Fast)
             }
             Verdict::Fail(failure) => {
                 error!(partition = %id, error = ?failure.error, reason = %failure.text, "mirror partition FAILED, nothing more is written to it");
@@ -466,12 +504,12 @@ pub(crate) fn apply(shard: &Shared, index: usize, verdict: Verdict) {
                 slot.partition
                     .status
                     .enter(PartitionState::Failed, Some((failure.error, failure.text)));
-                false
+                None
             }
         }
     };
-    if again {
-        begin(shard, index);
+    if let Some(pace) = again {
+        begin_at(shard, index, pace);
     }
 }
 

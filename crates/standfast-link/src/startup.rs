@@ -24,7 +24,7 @@ const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
 const WATERMARK_POLL: Duration = Duration::from_millis(200);
 
 /// What start-up needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) context: Context,
     pub(crate) id: PartitionId,
@@ -58,9 +58,9 @@ impl From<Failure> for Refusal {
 }
 
 /// Runs start-up once.
-pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
-    let Request { context, id, .. } = &request;
-    let source_leader = source_leader(&request).await?;
+pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
+    let Request { context, id, .. } = request;
+    let source_leader = source_leader(request).await?;
     let destination_leader = context
         .destination
         .leader(&id.topic, id.partition)
@@ -72,10 +72,10 @@ pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
             "the link has no producer id yet",
         )));
     }
-    let (source_log, destination_log) = settle(&request, producer_id).await?;
-    let first = first_whole(&request, source_log, destination_log).await?;
-    let position = match last_batch(&request, destination_log).await? {
-        None if destination_log.end == 0 => seed::run(&request, 0, first, producer_id).await?,
+    let (source_log, destination_log) = settle(request, producer_id).await?;
+    let first = first_whole(request, source_log, destination_log).await?;
+    let position = match last_batch(request, destination_log).await? {
+        None if destination_log.end == 0 => seed::run(request, 0, first, producer_id).await?,
         None if destination_log.end < first => return Err(gone(first, destination_log).into()),
         None => {
             // All of it was deleted there (retention, or a restore). Nothing contradicts the source.
@@ -90,11 +90,11 @@ pub(crate) async fn run(request: Request) -> Result<Started, Refusal> {
                 ))
                 .into());
             }
-            seed::run(&request, destination_log.end, first, producer_id).await?
+            seed::run(request, destination_log.end, first, producer_id).await?
         }
         Some(_) if destination_log.end < first => return Err(gone(first, destination_log).into()),
         Some(last) => {
-            compare(&request, &last, source_log, destination_log, producer_id).await?;
+            compare(request, &last, source_log, destination_log, producer_id).await?;
             destination_log.end
         }
     };
@@ -132,7 +132,7 @@ pub(crate) fn destination(error: standfast_wire::Error) -> Refusal {
     Refusal::Later(Doubt::failed(Side::Destination, &error))
 }
 
-fn source(error: standfast_wire::Error) -> Refusal {
+pub(crate) fn source(error: standfast_wire::Error) -> Refusal {
     Refusal::Later(Doubt::failed(Side::Source, &error))
 }
 

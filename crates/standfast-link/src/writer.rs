@@ -367,13 +367,17 @@ fn judge(slot: &mut shard::Slot, sent: &Sent, result: &ProduceResult) -> Verdict
             .partition
             .acknowledged(sent, result.base_offset, result.log_append_time);
     };
-    let offset = sent.base_offset;
+    consequence(sent.base_offset, code, &result.error_message)
+}
+
+/// What follows from an error that the destination answers to the batch at `offset`.
+pub(crate) fn consequence(offset: i64, code: ResponseError, message: &str) -> Verdict {
     let refused =
         |why: String| Verdict::Fail(Failure::new(MirrorTopicError::DestinationRefused, why));
-    let words = if result.error_message.is_empty() {
+    let words = if message.is_empty() {
         String::new()
     } else {
-        format!(": {}", &*result.error_message)
+        format!(": {message}")
     };
     match code {
         ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge => refused(format!(

@@ -1,0 +1,430 @@
+//! The slow path of one partition: past what cannot be copied as it is, one batch in flight, then back to the shard.
+//!
+//! It runs on the control plane, with connections of its own. Whatever is written here follows from the source's log alone and carries the link's producer id, epoch 0 and
+//! sequence = offset (transactions apart, see [`crate::transactions`]), so two engines of a link still write one log. Every acknowledgement must name the source's offset.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use standfast_wire::batch::{ProducerStamp, RawBatch, batches, sequence_of};
+use standfast_wire::fetch::{self, FetchPosition, FetchRequest, FetchTopic};
+use standfast_wire::{FrameReader, FrameWriter, ResponseError};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::debug;
+
+use crate::classify::{self, Hole, Kind};
+use crate::description::MirrorTopicError;
+use crate::partition::{Doubt, Failure, Verdict};
+use crate::startup::{Refusal, Request, Started, destination, source};
+use crate::writer::consequence;
+use crate::{calls, gap, rewrite, transactions};
+
+/// Partitions of a link at work on the slow path at a time; each holds one answer of the source in memory.
+pub(crate) const MAX_SLOW: usize = 64;
+
+/// Bytes asked for at a time. One batch is always answered, however large it is.
+const FETCH_BYTES: i32 = 256 << 10;
+
+/// How long the source may wait for records before it answers with none.
+const FETCH_WAIT: Duration = Duration::from_millis(100);
+
+/// A source broker without an answer for so long is lost.
+const FETCH_OVERDUE: Duration = Duration::from_secs(5);
+
+/// So many plain batches in a row end the slow path: fewer would cost more start-ups than they save.
+const CALM: u32 = 32;
+
+/// So long at the log's end ends it too.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// While other partitions wait for a permit, one gives its own back after so long.
+const STINT: Duration = Duration::from_secs(5);
+
+/// Between two looks at a source that must move before the destination can ([`Progress::NotYet`]).
+const NOT_YET_WAIT: Duration = Duration::from_millis(20);
+
+/// A batch that is damaged when fetched so often in a row is given up.
+const MAX_DAMAGED: u32 = 5;
+
+/// How long the destination may take for a batch.
+const PRODUCE_TIMEOUT_MS: i32 = 8_000;
+const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
+
+/// What a handler reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// The position has moved.
+    Advanced,
+    /// Nothing can be written before the source has moved on (an open transaction). Asked again after a wait, without a permit.
+    NotYet,
+}
+
+/// Whether the destination took a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Appended {
+    Yes,
+    TooLarge,
+}
+
+/// A partition on the slow path: both logs are equal up to [`SlowPath::position`].
+pub(crate) struct SlowPath<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) producer_id: i64,
+    /// The source's last stable offset as last seen: the outcome of every transaction below it is known.
+    pub(crate) last_stable_offset: i64,
+    started: Started,
+    source: Source,
+    destination: (FrameReader, FrameWriter),
+}
+
+/// Runs until the next batches can be copied as they are, or the log's end is reached. Answers where to go on.
+pub(crate) async fn run(request: Request, started: Started) -> Result<Started, Refusal> {
+    let mut permit = Some(acquire(&request).await?);
+    let mut path = SlowPath::open(&request, started).await?;
+    let (began, mut busy_at, mut plain, mut damaged) = (Instant::now(), Instant::now(), 0, 0);
+    loop {
+        if permit.is_none() {
+            permit = Some(acquire(&request).await?);
+        }
+        let fetched = path.fetch().await?;
+        match path.copy(&fetched, &mut plain, &mut damaged).await? {
+            Some(Progress::Advanced) => busy_at = Instant::now(),
+            Some(Progress::NotYet) => {
+                permit = None;
+                tokio::time::sleep(NOT_YET_WAIT).await;
+                continue;
+            }
+            None => {}
+        }
+        let others_wait = request.context.slow_paths.available_permits() == 0;
+        if plain >= CALM
+            || busy_at.elapsed() > LINGER
+            || (others_wait && (fetched.is_empty() || began.elapsed() > STINT))
+        {
+            debug!(partition = %request.id, offset = path.position(), "leaving the slow path");
+            return Ok(path.started);
+        }
+    }
+}
+
+async fn acquire(request: &Request) -> Result<OwnedSemaphorePermit, Refusal> {
+    let permit = request.context.slow_paths.clone().acquire_owned();
+    tokio::select! {
+        permit = permit => permit.map_err(|_| stopped()),
+        () = request.stopping.cancelled() => Err(stopped()),
+    }
+}
+
+/// Nobody looks at it: a partition that stops ignores what start-up answers.
+pub(crate) fn stopped() -> Refusal {
+    Refusal::Later(Doubt::destination("stopped"))
+}
+
+impl<'a> SlowPath<'a> {
+    async fn open(request: &'a Request, started: Started) -> Result<Self, Refusal> {
+        let opened = async {
+            let source = Source::open(request, &started).await?;
+            let destination = request
+                .context
+                .destination
+                .open_raw(started.destination_leader)
+                .await
+                .map_err(destination)?
+                .into_split();
+            Ok::<_, Refusal>((source, destination))
+        };
+        let (source, destination) = tokio::select! {
+            opened = opened => opened?,
+            () = request.stopping.cancelled() => return Err(stopped()),
+        };
+        request.status.source_answered(started.source_end);
+        Ok(Self {
+            request,
+            producer_id: started.producer_id,
+            last_stable_offset: -1,
+            started,
+            source,
+            destination,
+        })
+    }
+
+    /// Offset of the next batch on both sides.
+    pub(crate) fn position(&self) -> i64 {
+        self.started.position
+    }
+
+    /// The destination holds the mirror up to `next_offset`: `bytes` more, the newest record of `timestamp`.
+    pub(crate) fn advance(&mut self, next_offset: i64, bytes: usize, timestamp: i64) {
+        let status = &self.request.status;
+        let offsets = (next_offset - self.started.position).unsigned_abs();
+        self.started.position = next_offset;
+        status.mirrored(bytes as u64, offsets, timestamp);
+        status.set_next_fetch(next_offset);
+        status.set_position(next_offset);
+    }
+
+    /// Whether to write no more: a stop, or another producer id.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        use std::sync::atomic::Ordering;
+        if self.request.stopping.is_cancelled() {
+            return Err(stopped());
+        }
+        if self.request.context.producer_id.load(Ordering::Acquire) != self.producer_id {
+            return Err(Refusal::Later(Doubt::destination(
+                "the link's producer id changed",
+            )));
+        }
+        Ok(())
+    }
+
+    /// The batches that the source holds from the position on; none if it has none yet.
+    async fn fetch(&mut self) -> Result<Vec<RawBatch>, Refusal> {
+        let from = self.position().max(self.started.source_start);
+        let fetched = tokio::select! {
+            fetched = self.source.fetch(self.request, from) => fetched?,
+            () = self.request.stopping.cancelled() => return Err(stopped()),
+        };
+        self.request.status.source_answered(fetched.high_watermark);
+        self.started.source_end = fetched.high_watermark;
+        self.last_stable_offset = fetched.last_stable_offset;
+        let mut taken = Vec::new();
+        for batch in batches(fetched.records) {
+            match batch {
+                Ok(batch) if batch.header.next_offset() <= self.position() => {}
+                Ok(batch) => taken.push(batch),
+                Err(error) => match classify::unreadable(&error) {
+                    // What stands before it is mirrored first.
+                    Some(_) if !taken.is_empty() => break,
+                    Some(failure) => return Err(failure.into()),
+                    None => return Err(Refusal::Later(Doubt::source(error.to_string()))),
+                },
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Mirrors what was fetched; `None` if there was nothing.
+    async fn copy(
+        &mut self,
+        fetched: &[RawBatch],
+        plain: &mut u32,
+        damaged: &mut u32,
+    ) -> Result<Option<Progress>, Refusal> {
+        let mut progress = None;
+        for (n, batch) in fetched.iter().enumerate() {
+            if batch.header.next_offset() <= self.position() {
+                continue;
+            }
+            self.check()?;
+            if let Err(error) = batch.verify_crc() {
+                *damaged += 1;
+                if *damaged > MAX_DAMAGED {
+                    let text = format!(
+                        "source: {error}; fetched {MAX_DAMAGED} times with the same result"
+                    );
+                    return Err(Failure::new(MirrorTopicError::Unknown, text).into());
+                }
+                return Ok(progress);
+            }
+            *damaged = 0;
+            // Behind a gap stands the batch itself.
+            while batch.header.next_offset() > self.position() {
+                let before = self.position();
+                if self
+                    .step(fetched.get(n..).unwrap_or_default(), batch, plain)
+                    .await?
+                    == Progress::NotYet
+                {
+                    return Ok(Some(Progress::NotYet));
+                }
+                if self.position() <= before {
+                    let text = format!("offset {before}: no progress on the slow path");
+                    return Err(Refusal::Later(Doubt::source(text)));
+                }
+            }
+            progress = Some(Progress::Advanced);
+        }
+        Ok(progress)
+    }
+
+    /// One step over `batch`, with which `rest` begins.
+    async fn step(
+        &mut self,
+        rest: &[RawBatch],
+        batch: &RawBatch,
+        plain: &mut u32,
+    ) -> Result<Progress, Refusal> {
+        let header = &batch.header;
+        let hole = match classify::admit(header, self.position())? {
+            Kind::Plain => {
+                *plain = plain.saturating_add(1);
+                self.append(batch).await?;
+                return Ok(Progress::Advanced);
+            }
+            Kind::Hole(hole) => hole,
+        };
+        *plain = 0;
+        debug!(partition = %self.request.id, offset = self.position(), ?hole, "reproducing");
+        match hole {
+            Hole::Gap => gap::run(self, header.base_offset, batch).await?,
+            Hole::Empty => gap::run(self, header.next_offset(), batch).await?,
+            Hole::Altered => rewrite::run(self, batch).await?,
+            Hole::Marker | Hole::Transactional => return transactions::run(self, rest).await,
+        }
+        Ok(Progress::Advanced)
+    }
+
+    /// Appends the batch whose base offset is the position, and moves the position behind it.
+    pub(crate) async fn append(&mut self, batch: &RawBatch) -> Result<(), Refusal> {
+        match self.try_append(batch).await? {
+            Appended::Yes => Ok(()),
+            Appended::TooLarge => Err(refusal(consequence(
+                self.position(),
+                ResponseError::MessageTooLarge,
+                "",
+            ))),
+        }
+    }
+
+    /// As [`SlowPath::append`], but a batch that is too large is no error.
+    pub(crate) async fn try_append(&mut self, batch: &RawBatch) -> Result<Appended, Refusal> {
+        let position = self.position();
+        let stamp = ProducerStamp {
+            producer_id: self.producer_id,
+            producer_epoch: 0,
+            base_sequence: sequence_of(position),
+        };
+        let later = |text: String| Refusal::Later(Doubt::destination(text));
+        let restamped = batch.restamp(stamp).map_err(|e| later(e.to_string()))?;
+        let Request { context, id, .. } = self.request;
+        let produced = calls::produce_one(
+            &mut self.destination,
+            &context.options.destination.client_id,
+            PRODUCE_TIMEOUT_MS,
+            (&id.topic, id.partition, restamped),
+        );
+        let result = match tokio::time::timeout(PRODUCE_OVERDUE, produced).await {
+            Ok(result) => result.map_err(destination)?,
+            Err(_) => {
+                return Err(later(format!(
+                    "offset {position}: no answer to Produce within {PRODUCE_OVERDUE:?}"
+                )));
+            }
+        };
+        match ResponseError::try_from_code(result.error_code) {
+            None if result.base_offset == position => {}
+            None => {
+                let text = format!(
+                    "DIVERGED: the batch for offset {position} was appended at offset {} on the destination: something else wrote into the mirror topic; nothing more is written",
+                    result.base_offset
+                );
+                return Err(Failure::new(MirrorTopicError::Diverged, text).into());
+            }
+            Some(ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge) => {
+                return Ok(Appended::TooLarge);
+            }
+            Some(code) => return Err(refusal(consequence(position, code, &result.error_message))),
+        }
+        let header = &batch.header;
+        let next = position + i64::from(header.last_offset_delta) + 1;
+        self.advance(next, batch.bytes.len(), header.max_timestamp);
+        Ok(Appended::Yes)
+    }
+}
+
+fn refusal(verdict: Verdict) -> Refusal {
+    match verdict {
+        Verdict::Fail(failure) => Refusal::Fail(failure),
+        Verdict::StartAgain(doubt) => Refusal::Later(doubt),
+        Verdict::GoOn | Verdict::Slow => stopped(),
+    }
+}
+
+/// A connection to the source's leader for one partition.
+struct Source {
+    reader: FrameReader,
+    writer: FrameWriter,
+    version: i16,
+    correlation_id: i32,
+}
+
+struct Fetched {
+    high_watermark: i64,
+    last_stable_offset: i64,
+    records: Bytes,
+}
+
+impl Source {
+    async fn open(request: &Request, started: &Started) -> Result<Self, Refusal> {
+        let connection = request
+            .context
+            .source
+            .open_raw(started.source_leader)
+            .await
+            .map_err(source)?;
+        let version = fetch::negotiate(connection.versions(), !request.source_topic_id.is_nil())
+            .map_err(source)?;
+        let (reader, writer) = connection.into_split();
+        Ok(Self {
+            reader,
+            writer,
+            version,
+            correlation_id: 0,
+        })
+    }
+
+    async fn fetch(&mut self, request: &Request, offset: i64) -> Result<Fetched, Refusal> {
+        let lost = |text: String| Refusal::Later(Doubt::source(format!("Fetch: {text}")));
+        self.correlation_id = self.correlation_id.wrapping_add(1);
+        let asked = fetch::encode(
+            self.correlation_id,
+            &request.context.options.source.client_id,
+            self.version,
+            &FetchRequest {
+                max_wait_ms: i32::try_from(FETCH_WAIT.as_millis()).unwrap_or(i32::MAX),
+                max_bytes: FETCH_BYTES,
+                topics: vec![FetchTopic {
+                    name: request.id.topic.clone(),
+                    topic_id: request.source_topic_id,
+                    partitions: vec![FetchPosition {
+                        partition: request.id.partition,
+                        current_leader_epoch: -1,
+                        offset,
+                        last_fetched_epoch: -1,
+                        max_bytes: FETCH_BYTES,
+                    }],
+                }],
+                ..FetchRequest::default()
+            },
+        );
+        let exchange = async {
+            self.writer.write(&[asked]).await?;
+            self.reader.read().await
+        };
+        let frame = match tokio::time::timeout(FETCH_OVERDUE, exchange).await {
+            Ok(frame) => frame.map_err(source)?,
+            Err(_) => return Err(lost(format!("no answer within {FETCH_OVERDUE:?}"))),
+        };
+        let response = fetch::decode(frame, self.version).map_err(source)?;
+        if response.correlation_id != self.correlation_id {
+            return Err(lost("the answer belongs to another request".to_owned()));
+        }
+        let mut partitions = response.topics.iter().flat_map(|t| t.partitions.iter());
+        let fetched = partitions
+            .next()
+            .filter(|fetched| fetched.partition == request.id.partition);
+        let code = fetched.map_or(0, |f| f.error_code);
+        for code in [response.error_code, code] {
+            if let Some(code) = ResponseError::try_from_code(code) {
+                return Err(lost(format!("{code:?} ({})", code.code())));
+            }
+        }
+        let fetched =
+            fetched.ok_or_else(|| lost("the answer does not name the partition".to_owned()))?;
+        Ok(Fetched {
+            high_watermark: fetched.high_watermark,
+            last_stable_offset: fetched.last_stable_offset,
+            records: fetched.records.clone(),
+        })
+    }
+}
