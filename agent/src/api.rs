@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
-use standfast_link::{MirrorDescription, VerifyProgress, VerifyReport};
+use standfast_link::{
+    GroupDescription, MirrorChange, MirrorDescription, VerifyProgress, VerifyReport,
+};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,6 +144,71 @@ pub(crate) enum VerifyLine {
     Progress(VerifyProgress),
     Report(VerifyReport),
     Error(ErrorBody),
+}
+
+/// Body of `POST /v1/mirrors:VERB`. The mirrors are named in one of three ways.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MirrorsRequest {
+    /// Needed if the agent has several links.
+    #[serde(default)]
+    pub(crate) link: Option<String>,
+    #[serde(default)]
+    pub(crate) mirror_topic_names: Vec<String>,
+    /// A prefix followed by `*`.
+    #[serde(default)]
+    pub(crate) mirror_topic_name_pattern: Option<String>,
+    /// Every mirror of the link.
+    #[serde(default)]
+    pub(crate) all: bool,
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+    /// How long promote and create may wait for mirrors, and failover for what is in flight.
+    #[serde(default)]
+    pub(crate) timeout_ms: Option<u64>,
+}
+
+/// What became of each mirror, in the order asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MirrorChanges {
+    pub(crate) dry_run: bool,
+    pub(crate) data: Vec<MirrorChange>,
+}
+
+/// Body of `POST /v1/links:VERB`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LinkRequest {
+    /// Needed if the agent has several links.
+    #[serde(default)]
+    pub(crate) link: Option<String>,
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+}
+
+/// `GET /v1/links` and `GET /v1/links/{link}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LinkList {
+    pub(crate) data: Vec<Link>,
+}
+
+/// One link: its status, its mirrors counted, and its groups.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    #[serde(flatten)]
+    pub(crate) status: LinkStatus,
+    pub(crate) source_cluster_id: Option<String>,
+    pub(crate) destination_cluster_id: Option<String>,
+    pub(crate) category_counts: Vec<CategoryCount>,
+    pub(crate) groups: Vec<GroupDescription>,
+}
+
+/// How many mirrors are in one kind of state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CategoryCount {
+    /// ACTIVE, PAUSED, PENDING, IN_ERROR, or NOT_APPLICABLE for stopped ones.
+    pub(crate) state_category: String,
+    pub(crate) count: usize,
 }
 
 /// `GET /v1/fleet`.

@@ -11,7 +11,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// No agent answers at the address.
     AgentUnreachable = 3,
-    /// A failover or switchover failed on the way, or was done in part: read the report.
+    /// A failover or switchover failed on the way, or something was done in part: read the report.
     FailoverIncomplete = 4,
     /// A precondition does not hold. Nothing was changed.
     Refused = 5,
@@ -26,7 +26,7 @@ Exit codes:
   1  failure
   2  wrong usage or configuration
   3  no agent answers at the address
-  4  failover or switchover failed on the way or was done in part: read the report
+  4  failed on the way or done in part (failover, switchover, some of the named mirrors): read the report
   5  refused, a precondition does not hold; nothing was changed
   6  `mirror verify` found a difference";
 

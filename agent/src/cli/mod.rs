@@ -6,9 +6,11 @@ mod check;
 mod client;
 mod failover;
 mod fleet;
+mod links;
 mod mirrors;
 mod output;
 mod status;
+mod transitions;
 mod verify;
 
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ Examples:
   standfast fleet init --config agent.toml --active west
   standfast agent --config agent.toml        run the daemon
   standfast mirror list                      what is mirrored, and how far behind
+  standfast mirror pause --pattern 'audit.*'
+  standfast mirror promote orders --yes      planned: stop one mirror at lag 0, its topic is writable
   standfast failover --dry-run               what a failover would lose right now
   standfast failover --yes --reason 'west is down'";
 
@@ -81,7 +85,10 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     /// Show the fleet, the clusters' health and the links.
     Status,
-    /// Look at mirror topics.
+    /// Look at links, pause and resume them.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Look at mirror topics, and pause, resume, promote or fail over some of them.
     #[command(subcommand)]
     Mirror(MirrorCommand),
     /// Unplanned: stop the mirrors now and make another cluster the active one.
@@ -122,6 +129,32 @@ SIGTERM or SIGINT stops it: a running failover is finished, then the links end. 
 The log level is taken from STANDFAST_LOG (for example: info, standfast_link=debug).";
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// All links, one line each.
+    List,
+    /// One link: its mirrors counted by state, and its consumer groups.
+    Describe {
+        /// The link.
+        link: String,
+    },
+    /// Pause a link as a whole: its mirrors and its group offsets.
+    #[command(after_help = "Example:\n  standfast link pause west-to-east")]
+    Pause(LinkPauseArgs),
+    /// End the pause of a link. Mirrors that were paused one by one stay paused.
+    #[command(after_help = "Example:\n  standfast link resume west-to-east")]
+    Resume(LinkPauseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinkPauseArgs {
+    /// The link; needed if the agent has several.
+    pub(crate) link: Option<String>,
+    /// Show the link, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum MirrorCommand {
     /// All mirror topics, one line each.
     List {
@@ -137,6 +170,21 @@ pub(crate) enum MirrorCommand {
         #[arg(long)]
         link: Option<String>,
     },
+    /// Begin to mirror topics, or begin again with stopped ones.
+    #[command(after_help = transitions::CREATE_HELP)]
+    Create(transitions::CreateArgs),
+    /// Neither fetch nor write until resumed.
+    #[command(after_help = transitions::PAUSE_HELP)]
+    Pause(transitions::Selection),
+    /// Go on with paused mirrors, and start FAILED ones again.
+    #[command(after_help = transitions::RESUME_HELP)]
+    Resume(transitions::Selection),
+    /// Planned: stop mirrors as soon as they hold all of the source's logs.
+    #[command(after_help = transitions::PROMOTE_HELP)]
+    Promote(transitions::PromoteArgs),
+    /// Unplanned: stop mirrors now.
+    #[command(after_help = transitions::FAILOVER_HELP)]
+    Failover(transitions::FailoverArgs),
     /// Compare a mirror with its source, batch by batch, while mirroring goes on.
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
@@ -254,6 +302,22 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Faile
     match command {
         Command::Agent(_) => Err(Failed::failure("the agent is started by main")),
         Command::Status => status::show(&agent()?, &printer).await,
+        Command::Link(command) => run_link(&agent()?, &printer, command).await,
+        Command::Mirror(MirrorCommand::Create(args)) => {
+            transitions::create(&agent()?, &printer, args).await
+        }
+        Command::Mirror(MirrorCommand::Pause(selection)) => {
+            transitions::change(&agent()?, &printer, "mirrors:pause", selection).await
+        }
+        Command::Mirror(MirrorCommand::Resume(selection)) => {
+            transitions::change(&agent()?, &printer, "mirrors:resume", selection).await
+        }
+        Command::Mirror(MirrorCommand::Promote(args)) => {
+            transitions::promote(&agent()?, &printer, args).await
+        }
+        Command::Mirror(MirrorCommand::Failover(args)) => {
+            transitions::failover(&agent()?, &printer, args).await
+        }
         Command::Mirror(MirrorCommand::List { link }) => {
             mirrors::list(&agent()?, &printer, link.as_deref()).await
         }
@@ -291,6 +355,23 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Faile
                 &mut std::io::stdout(),
             );
             Ok(Exit::Ok)
+        }
+    }
+}
+
+async fn run_link(
+    agent: &AgentClient,
+    printer: &Printer,
+    command: LinkCommand,
+) -> Result<Exit, Failed> {
+    match command {
+        LinkCommand::List => links::list(agent, printer).await,
+        LinkCommand::Describe { link } => links::describe(agent, printer, &link).await,
+        LinkCommand::Pause(args) => {
+            links::pause(agent, printer, "links:pause", args.link, args.dry_run).await
+        }
+        LinkCommand::Resume(args) => {
+            links::pause(agent, printer, "links:resume", args.link, args.dry_run).await
         }
     }
 }

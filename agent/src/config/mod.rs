@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use standfast_discovery::{ClusterEntry, ClusterName, DiscoveryOptions, FleetName};
+use standfast_link::Filter;
 use standfast_secrets::SecretsOptions;
 
 pub(crate) use problems::ConfigError;
@@ -67,10 +68,20 @@ pub(crate) struct LinkSection {
     pub(crate) source: ClusterName,
     pub(crate) destination: ClusterName,
     /// Topics by name.
+    #[serde(default)]
     pub(crate) topics: Vec<String>,
+    /// Further topics of the source, mirrored as soon as they exist.
+    #[serde(default)]
+    pub(crate) topic_filters: Vec<Filter>,
     /// Consumer groups whose offsets are carried over.
     #[serde(default)]
     pub(crate) groups: Vec<String>,
+    /// Further groups of the source.
+    #[serde(default)]
+    pub(crate) group_filters: Vec<Filter>,
+    /// How often topics, partition counts and filters are looked at.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub(crate) refresh_interval: Option<Duration>,
     /// Upper bound of the memory for records in flight.
     #[serde(default)]
     pub(crate) memory_mib: Option<usize>,

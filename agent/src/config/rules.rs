@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use standfast_discovery::{ClusterEntry, ClusterName};
-use standfast_link::LinkName;
+use standfast_link::{LinkName, MIN_GROUP_SYNC_INTERVAL, admits, excludes, is_internal};
 use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
 
@@ -17,6 +17,8 @@ const LOCK_TTL: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(86_400);
 /// The engine needs room for at least one large batch per side.
 const MEMORY_MIB_MIN: usize = 8;
+/// Each refresh asks both clusters for their metadata.
+const REFRESH_MIN: Duration = Duration::from_millis(100);
 
 /// The clusters that could be read, and the names of those that could not (so that links to them are not blamed).
 #[derive(Debug, Default)]
@@ -190,12 +192,61 @@ pub(super) fn check_links(
                 ),
             );
         }
-        if link.topics.is_empty() {
-            problem("topics", "is empty; name at least one topic".to_owned());
+        if link.topics.is_empty() && link.topic_filters.is_empty() {
+            problem(
+                "topics",
+                "is empty; name at least one topic, or add [[links.topic_filters]]".to_owned(),
+            );
+        }
+        for (field, filters) in [
+            ("topic_filters", &link.topic_filters),
+            ("group_filters", &link.group_filters),
+        ] {
+            if let Some(filter) = filters.iter().find(|f| f.name.is_empty()) {
+                problem(
+                    field,
+                    format!("{filter:?} has an empty name; `*` with LITERAL means every name"),
+                );
+            }
+        }
+        if link
+            .group_sync_interval
+            .is_some_and(|interval| interval < MIN_GROUP_SYNC_INTERVAL)
+        {
+            problem(
+                "group_sync_interval",
+                format!(
+                    "is below {MIN_GROUP_SYNC_INTERVAL:?}; group offsets cannot be carried over more often"
+                ),
+            );
+        }
+        if link
+            .refresh_interval
+            .is_some_and(|interval| interval < REFRESH_MIN)
+        {
+            problem(
+                "refresh_interval",
+                format!("is below {REFRESH_MIN:?}; that would only load the clusters"),
+            );
         }
         for topic in &link.topics {
             if let Err(message) = check_topic(topic) {
                 problem("topics", message);
+            } else if excludes(&link.topic_filters, topic) {
+                problem(
+                    "topics",
+                    format!(
+                        "\"{topic}\" is named here and excluded by a topic filter; remove one of the two"
+                    ),
+                );
+            } else if let Some(other) = found_by_another(links, link, topic) {
+                problem(
+                    "topics",
+                    format!(
+                        "\"{topic}\" is also taken by a topic filter of link \"{other}\", which writes to \"{}\" too; exclude it there",
+                        link.destination
+                    ),
+                );
             } else if let Some(other) = mirrors.insert((&link.destination, topic), &link.name) {
                 problem(
                     "topics",
@@ -227,6 +278,19 @@ pub(super) fn check_links(
     }
 }
 
+/// Another link to the same destination whose filters take the topic.
+fn found_by_another<'l>(
+    links: &'l [Entry<LinkSection>],
+    link: &LinkSection,
+    topic: &str,
+) -> Option<&'l str> {
+    let others = links.iter().filter_map(|entry| entry.value.as_ref());
+    others
+        .filter(|other| other.name != link.name && other.destination == link.destination)
+        .find(|other| admits(&other.topic_filters, topic))
+        .map(|other| other.name.as_str())
+}
+
 /// Kafka's own rule for topic names.
 fn check_topic(topic: &str) -> Result<(), String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -237,12 +301,12 @@ fn check_topic(topic: &str) -> Result<(), String> {
         || !topic.chars().all(legal)
     {
         return Err(format!(
-            "\"{topic}\" is not a topic name (filters and patterns are not supported yet); write the name in full"
+            "\"{topic}\" is not a topic name; write the name in full, or use [[links.topic_filters]]"
         ));
     }
-    if topic.starts_with("__") {
+    if is_internal(topic) {
         return Err(format!(
-            "\"{topic}\" is an internal topic of Kafka and cannot be mirrored; remove it"
+            "\"{topic}\" is an internal topic of Kafka or Standfast and cannot be mirrored; remove it"
         ));
     }
     Ok(())

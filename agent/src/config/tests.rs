@@ -55,7 +55,7 @@ fn an_unknown_key_is_named_with_line_and_the_likely_one() {
             "topics = [\"orders\"]\ntopic = [\"x\"]"
         ),
         "agent.toml:24: links[0].topic: unknown key; did you mean `topics`? known keys: name, source, destination, topics, \
-         groups, memory_mib, group_sync_interval, replication_factor"
+         topic_filters, groups, group_filters, refresh_interval, memory_mib, group_sync_interval, replication_factor"
     );
 }
 
@@ -158,6 +158,21 @@ fn a_remote_listener_needs_a_decision() {
 }
 
 #[test]
+fn filters_stand_in_for_names_and_may_not_take_another_links_topic() {
+    let filter = "[[links.topic_filters]]\nname = \"*\"\npattern_type = \"LITERAL\"\nfilter_type = \"INCLUDE\"\n";
+    let only_filters = GOOD.replace("topics = [\"orders\"]\n", "") + filter;
+    let config = parse("agent.toml", &only_filters).unwrap();
+    assert!(config.links[0].topics.is_empty());
+    assert_eq!(config.links[0].topic_filters[0].name, "*");
+    let second = "[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"north-to-east\"\nsource = \"north\"\ndestination = \"east\"\n";
+    let found = problems(&format!("{GOOD}{second}{filter}"));
+    assert!(
+        found.contains("also taken by a topic filter of link \"north-to-east\""),
+        "{found}"
+    );
+}
+
+#[test]
 fn two_links_may_not_write_the_same_topic() {
     let twice = format!(
         "{GOOD}\n[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"north-to-east\"\nsource = \"north\"\ndestination = \"east\"\ntopics = [\"orders\"]\n"
@@ -178,11 +193,7 @@ fn limits_are_checked() {
             "is the source itself",
         ),
         ("\"orders\"", "\"__consumer_offsets\"", "internal topic"),
-        (
-            "\"orders\"",
-            "\"orders.*\"",
-            "filters and patterns are not supported yet",
-        ),
+        ("\"orders\"", "\"orders.*\"", "use [[links.topic_filters]]"),
         (
             "name = \"west-to-east\"",
             "name = \"West\"",
@@ -192,6 +203,26 @@ fn limits_are_checked() {
             "topics = [\"orders\"]",
             "topics = []",
             "name at least one topic",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "group_sync_interval = \"900ms\"",
+            "group offsets cannot be carried over more often",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "topic_filters = [{ name = \"ord\", pattern_type = \"PREFIXED\", filter_type = \"EXCLUDE\" }]",
+            "excluded by a topic filter",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "group_filters = [{ name = \"\", pattern_type = \"LITERAL\", filter_type = \"INCLUDE\" }]",
+            "has an empty name",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "topic_filters = [{ name = \"ord\", pattern_type = \"REGEX\", filter_type = \"INCLUDE\" }]",
+            "links[0].topic_filters",
         ),
         (
             "groups = [\"billing\"]",

@@ -7,13 +7,16 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use standfast_discovery::{ClusterName, Epoch};
 use standfast_link::{
-    LinkDescription, MirrorDescription, MirrorStatus, MirrorTopicError, PartitionLag, StoppedMirror,
+    LinkDescription, MirrorDescription, MirrorStatus, MirrorTopicError, PartitionLag,
+    StoppedMirror, Wanted,
 };
 
 use super::health::ProbeHandle;
 use super::link::{LinkControl, Phase, StopResult};
 use super::log_ends;
-use crate::api::{Health, LinkStatus, Mirror, MirrorLag, TopicReport, TransitionError};
+use crate::api::{
+    CategoryCount, Health, Link, LinkStatus, Mirror, MirrorLag, TopicReport, TransitionError,
+};
 use crate::failover::{LogEnds, Mirrors, Route};
 
 /// How long one question for log ends may take; steps have their own limits on top.
@@ -59,6 +62,15 @@ impl LinkSet {
         self.links.iter().map(link_status).collect()
     }
 
+    /// Every link, or one.
+    pub(crate) fn describe_links(&self, name: Option<&str>) -> Vec<Link> {
+        let wanted = self
+            .links
+            .iter()
+            .filter(|control| name.is_none_or(|name| control.section().name == name));
+        wanted.map(link_of).collect()
+    }
+
     fn on_route<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = &'a LinkControl> {
         self.links.iter().filter(|link| {
             link.section().source == route.from && link.section().destination == route.to
@@ -88,7 +100,7 @@ impl LinkSet {
 
     fn topics_on(&self, route: &Route) -> Vec<String> {
         self.on_route(route)
-            .flat_map(|link| link.section().topics.clone())
+            .flat_map(LinkControl::topics_in_operation)
             .collect()
     }
 }
@@ -103,8 +115,14 @@ impl Mirrors for LinkSet {
     }
 
     fn last_known(&self, route: &Route) -> Vec<TopicReport> {
+        let in_operation = |link: &LinkControl| {
+            let topics: BTreeSet<String> = link.topics_in_operation().into_iter().collect();
+            let mut mirrors = mirrors_of(link);
+            mirrors.retain(|mirror| topics.contains(&mirror.description.mirror_topic_name));
+            mirrors
+        };
         self.on_route(route)
-            .flat_map(mirrors_of)
+            .flat_map(in_operation)
             .map(|mirror| last_known(&mirror))
             .collect()
     }
@@ -115,7 +133,7 @@ impl Mirrors for LinkSet {
             .map(|link| async move { (link, link.stop(epoch, limit).await) });
         let (mut topics, mut silent) = (Vec::new(), Vec::new());
         for (link, result) in join_all(stops).await {
-            for topic in &link.section().topics {
+            for topic in &link.topics_in_operation() {
                 let answered = result.mirrors.iter().any(|stopped| stopped.topic == *topic);
                 let report = stopped_topic(link, topic, &result);
                 if answered {
@@ -135,10 +153,9 @@ impl Mirrors for LinkSet {
     }
 
     async fn sync_groups(&self, route: &Route) -> Result<(), String> {
-        for link in self
-            .on_route(route)
-            .filter(|link| !link.section().groups.is_empty())
-        {
+        for link in self.on_route(route).filter(|link| {
+            !(link.section().groups.is_empty() && link.section().group_filters.is_empty())
+        }) {
             let handle = link
                 .handle()
                 .ok_or_else(|| format!("link {} is not running", link.section().name))?;
@@ -305,6 +322,13 @@ fn described_lag(lag: &PartitionLag) -> MirrorLag {
 
 /// Only a FAILED mirror is in error: a source that does not answer is what a failover is for.
 fn describe_error(report: &mut TopicReport, mirror: &MirrorDescription) {
+    // What the source took since then is not on the mirror, and the operator should see why.
+    if matches!(
+        mirror.mirror_status,
+        MirrorStatus::Paused | MirrorStatus::LinkPaused
+    ) {
+        report.mirror_status = name_of(&mirror.mirror_status);
+    }
     if mirror.mirror_status != MirrorStatus::Failed {
         return;
     }
@@ -314,29 +338,43 @@ fn describe_error(report: &mut TopicReport, mirror: &MirrorDescription) {
     report.error_message = mirror.error.clone().or(of_partition);
 }
 
-fn mirrors_of(link: &LinkControl) -> Vec<Mirror> {
-    let description = link.describe().unwrap_or_default();
+pub(super) fn mirrors_of(link: &LinkControl) -> Vec<Mirror> {
+    let mut described: BTreeMap<String, MirrorDescription> = link
+        .describe()
+        .unwrap_or_default()
+        .mirrors
+        .into_iter()
+        .map(|mirror| (mirror.mirror_topic_name.clone(), mirror))
+        .collect();
     let why = why_not_running(&link.phase());
-    let topics = link.section().topics.iter();
-    topics
+    let state = link.lifecycle().state();
+    link.mirror_names()
+        .into_iter()
         .map(|topic| {
-            let found = description
-                .mirrors
-                .iter()
-                .find(|mirror| mirror.mirror_topic_name == *topic)
-                .cloned();
-            let description = found.unwrap_or_else(|| MirrorDescription {
-                link_name: link.section().name.clone(),
-                mirror_topic_name: topic.clone(),
-                source_topic_name: topic.clone(),
-                mirror_status: if why.is_some() {
-                    MirrorStatus::Stopped
-                } else {
-                    MirrorStatus::PendingMirror
-                },
-                mirror_topic_error: MirrorTopicError::NoError,
-                ..MirrorDescription::default()
-            });
+            let mut description = described
+                .remove(&topic)
+                .unwrap_or_else(|| MirrorDescription {
+                    link_name: link.section().name.clone(),
+                    mirror_topic_name: topic.clone(),
+                    source_topic_name: topic.clone(),
+                    mirror_status: if why.is_some() {
+                        MirrorStatus::Stopped
+                    } else {
+                        MirrorStatus::PendingMirror
+                    },
+                    mirror_topic_error: MirrorTopicError::NoError,
+                    ..MirrorDescription::default()
+                });
+            // The engine says it itself; for a link that does not run it is said here.
+            match state.wanted(&topic) {
+                _ if why.is_none() => {}
+                Wanted::Stopped => description.mirror_status = MirrorStatus::Stopped,
+                Wanted::Paused => description.mirror_status = MirrorStatus::Paused,
+                Wanted::Active if description.mirror_status == MirrorStatus::Paused => {
+                    description.mirror_status = MirrorStatus::Stopped;
+                }
+                Wanted::Active => {}
+            }
             Mirror {
                 description,
                 mirror_state_transition_errors: why.clone().into_iter().collect(),
@@ -376,8 +414,42 @@ fn link_status(link: &LinkControl) -> LinkStatus {
         link_state: state,
         reason,
         link_error: description.link_error.clone(),
-        mirror_count: link.section().topics.len(),
+        mirror_count: link.mirror_names().len(),
         max_lag: lags.max(),
+    }
+}
+
+/// A link with its mirrors counted.
+pub(super) fn link_of(link: &LinkControl) -> Link {
+    let description = link.describe().unwrap_or_default();
+    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for mirror in mirrors_of(link) {
+        *counts
+            .entry(category(mirror.description.mirror_status))
+            .or_default() += 1;
+    }
+    Link {
+        status: link_status(link),
+        source_cluster_id: description.source_cluster_id,
+        destination_cluster_id: description.destination_cluster_id,
+        category_counts: counts
+            .into_iter()
+            .map(|(state_category, count)| CategoryCount {
+                state_category: state_category.to_owned(),
+                count,
+            })
+            .collect(),
+        groups: description.groups,
+    }
+}
+
+fn category(status: MirrorStatus) -> &'static str {
+    match status {
+        MirrorStatus::Active => "ACTIVE",
+        MirrorStatus::Paused | MirrorStatus::LinkPaused => "PAUSED",
+        MirrorStatus::PendingMirror | MirrorStatus::PendingStopped => "PENDING",
+        MirrorStatus::Stopped => "NOT_APPLICABLE",
+        _ => "IN_ERROR",
     }
 }
 

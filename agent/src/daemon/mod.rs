@@ -5,6 +5,7 @@ mod link;
 mod log_ends;
 mod mirrors;
 mod operations;
+mod transitions;
 mod verification;
 
 use std::fs::File;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{AgentStatus, FleetAnswer, FleetStatus, RecordSource, Status};
 use crate::clusters;
-use crate::config::{Config, LinkSection};
+use crate::config::Config;
 use crate::failover::DiscoveryCoordination;
 use crate::http;
 
@@ -34,7 +35,7 @@ pub(crate) use operations::Operations;
 pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
-use link::LinkSupervisor;
+use link::{Keeper, LinkSupervisor};
 
 /// Sub-folder of data_dir for the last known fleet record.
 const RECORD_FOLDER: &str = "discovery";
@@ -50,6 +51,7 @@ pub(crate) struct Daemon {
     secrets: SecretsWatch,
     probes: Vec<Probe>,
     links: Vec<LinkSupervisor>,
+    keepers: Vec<Keeper>,
     /// Held for as long as the daemon lives.
     _data_dir: File,
 }
@@ -83,7 +85,7 @@ impl Daemon {
             .watch(secret_paths(config.clusters.values())?);
 
         let (probes, probe_handles) = build_probes(&config, &secrets);
-        let (links, controls) = build_links(&config, &fleet, &secrets)?;
+        let (links, controls, keepers) = build_links(&config, &fleet, &secrets)?;
         let link_set = LinkSet::new(controls, probe_handles);
         let coordination = DiscoveryCoordination {
             discovery,
@@ -116,6 +118,7 @@ impl Daemon {
             secrets: secrets_watch,
             probes,
             links,
+            keepers,
             _data_dir: data_dir,
         })
     }
@@ -137,6 +140,7 @@ impl Daemon {
             secrets,
             probes,
             links,
+            keepers,
             _data_dir,
         } = self;
         // The links and what they rest upon outlive the API: a failover that is under way still needs them.
@@ -149,6 +153,9 @@ impl Daemon {
         }
         for link in links {
             tasks.spawn(link.run(end.clone()));
+        }
+        for keeper in keepers {
+            tasks.spawn(keeper.run(end.clone()));
         }
         let operations = state.operations.clone();
         let api = http::serve(listener, state, shutdown.clone());
@@ -278,7 +285,7 @@ fn build_links(
     config: &Config,
     fleet: &FleetWatchHandle,
     secrets: &SecretsHandle,
-) -> anyhow::Result<(Vec<LinkSupervisor>, Vec<LinkControl>)> {
+) -> anyhow::Result<(Vec<LinkSupervisor>, Vec<LinkControl>, Vec<Keeper>)> {
     let entry = |name: &ClusterName| {
         config
             .clusters
@@ -286,17 +293,22 @@ fn build_links(
             .cloned()
             .with_context(|| format!("no cluster {name}"))
     };
-    let link = |section: &LinkSection| {
-        let (source, destination) = (entry(&section.source)?, entry(&section.destination)?);
-        Ok(LinkSupervisor::new(
+    let (mut supervisors, mut controls, mut keepers) = (Vec::new(), Vec::new(), Vec::new());
+    for section in &config.links {
+        let (keeper, state) = Keeper::open(&config.agent.data_dir, &section.name)?;
+        let (supervisor, control) = LinkSupervisor::new(
             section.clone(),
-            source,
-            destination,
+            entry(&section.source)?,
+            entry(&section.destination)?,
             fleet.clone(),
             secrets.clone(),
-        ))
-    };
-    config.links.iter().map(link).collect()
+            state,
+        );
+        supervisors.push(supervisor);
+        controls.push(control);
+        keepers.push(keeper);
+    }
+    Ok((supervisors, controls, keepers))
 }
 
 /// The agent keeps the last record itself, so that it starts without Consul.

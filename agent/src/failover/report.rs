@@ -61,6 +61,23 @@ pub(super) struct Draft {
 }
 
 impl Draft {
+    /// A paused mirror holds only what the source had when it was paused.
+    pub(super) fn warn_of_paused(&mut self) {
+        let paused = self
+            .topics
+            .iter()
+            .filter(|topic| matches!(topic.mirror_status.as_str(), "PAUSED" | "LINK_PAUSED"));
+        let warnings: Vec<String> = paused
+            .map(|topic| {
+                format!(
+                    "mirror topic \"{}\" is {}: what \"{}\" took since then is not on \"{}\"",
+                    topic.mirror_topic_name, topic.mirror_status, self.route.from, self.route.to
+                )
+            })
+            .collect();
+        self.warnings.extend(warnings);
+    }
+
     pub(super) fn finish(mut self, outcome: Outcome, steps: &Steps) -> Report {
         for topic in &mut self.topics {
             topic.assess();

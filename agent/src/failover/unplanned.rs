@@ -101,6 +101,7 @@ async fn rehearse<C: Coordination, M: Mirrors>(
 ) -> Result<Report, Failure> {
     let route = draft.route.clone();
     draft.topics = context.mirrors.last_known(&route);
+    draft.warn_of_paused();
     match steps
         .run(
             "ask_log_ends",
@@ -202,7 +203,10 @@ pub(super) async fn stop_mirrors<C: Coordination, M: Mirrors>(
         )
         .await
     {
-        Ok(topics) => draft.topics = topics,
+        Ok(topics) => {
+            draft.topics = topics;
+            draft.warn_of_paused();
+        }
         Err(late) => {
             draft.topics = context.mirrors.last_known(&route);
             for topic in &mut draft.topics {

@@ -5,6 +5,9 @@
 //! | `GET /v1/status` | fleet, clusters, links, running operation |
 //! | `GET /v1/mirrors[?link=L]` | every mirror topic |
 //! | `GET /v1/mirrors/{topic}[?link=L]` | one mirror topic; a list, since several links may mirror it |
+//! | `POST /v1/mirrors:{pause,resume,promote,failover,create}` | [`MirrorsRequest`](crate::api::MirrorsRequest) → [`MirrorChanges`](crate::api::MirrorChanges), one result per topic |
+//! | `GET /v1/links`, `GET /v1/links/{link}` | the links, with states counted and groups |
+//! | `POST /v1/links:{pause,resume}` | [`LinkRequest`](crate::api::LinkRequest) → [`Link`](crate::api::Link) |
 //! | `POST /v1/mirrors/{topic}/verify` | [`VerifyRequest`](crate::api::VerifyRequest) → JSON lines: progress, then the report |
 //! | `GET /v1/fleet` | the fleet record |
 //! | `POST /v1/failover` | [`FailoverRequest`] → [`Report`] |
@@ -18,6 +21,7 @@
 
 mod error;
 mod guard;
+mod transitions;
 mod verify;
 
 use std::time::Duration;
@@ -73,6 +77,7 @@ fn router(state: DaemonState, local: bool) -> Router {
         .route("/v1/switchover", post(switchover));
     reads
         .merge(operations)
+        .merge(transitions::routes())
         .fallback(|| async {
             ApiError::new(ErrorCode::NotFound, "no such path; see `standfast --help`")
         })

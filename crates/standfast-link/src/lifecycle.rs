@@ -2,13 +2,14 @@
 //!
 //! The engine reads it, the handle changes it, and whoever runs the link keeps it over restarts (the agent: in a file).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::description::{MirrorStatus, PartitionLag, PartitionState};
+use crate::filters::{self, Filter};
 
 /// What a mirror topic should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -130,6 +131,16 @@ impl Lifecycle {
 }
 
 impl RunningState {
+    /// All mirror topics of a link: the named ones, then those that filters found or commands created.
+    pub fn mirrors(&self, named: &[String], filters: &[Filter]) -> Vec<String> {
+        let known: HashSet<&str> = named.iter().map(String::as_str).collect();
+        let further = self.topics.iter().filter(|(name, topic)| {
+            !known.contains(name.as_str()) && (topic.created || filters::admits(filters, name))
+        });
+        let names = named.iter().chain(further.map(|(name, _)| name));
+        names.cloned().collect()
+    }
+
     /// What a topic should do, apart from a pause of the whole link.
     pub fn wanted(&self, topic: &str) -> Wanted {
         self.topics.get(topic).map_or(Wanted::Active, |t| t.state)

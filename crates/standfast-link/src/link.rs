@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
-use crate::filters;
 use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
 use crate::options::LinkOptions;
@@ -67,7 +66,11 @@ impl Link {
     /// Checks the options. Nothing is connected before [`Link::run`].
     pub fn new(options: LinkOptions) -> Result<(Link, LinkHandle), Error> {
         options.check()?;
-        let topics = first_topics(&options);
+        let names = options
+            .lifecycle
+            .state()
+            .mirrors(&options.topics, &options.topic_filters);
+        let topics = names.iter().map(|name| Topic::new(name)).collect();
         let groups = options
             .groups
             .iter()
@@ -135,21 +138,6 @@ impl Link {
         }
         Ok(())
     }
-}
-
-/// The topics that are named, and those that filters or commands added in earlier runs.
-fn first_topics(options: &LinkOptions) -> Vec<Topic> {
-    let named: HashSet<&str> = options.topics.iter().map(String::as_str).collect();
-    let state = options.lifecycle.state();
-    let remembered = state.topics.iter().filter(|(name, topic)| {
-        !named.contains(name.as_str())
-            && (topic.created || filters::admits(&options.topic_filters, name))
-    });
-    let names = options
-        .topics
-        .iter()
-        .chain(remembered.map(|(name, _)| name));
-    names.map(|name| Topic::new(name)).collect()
 }
 
 /// Returns when a data thread has ended, which only a fault can cause before the shutdown.

@@ -2,6 +2,7 @@
 //!
 //! The rule that everything here serves: a link never writes into the cluster that the record calls active.
 
+mod kept;
 mod rule;
 mod supervisor;
 
@@ -9,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use standfast_discovery::Epoch;
-use standfast_link::{LinkDescription, LinkHandle, StoppedMirror};
+use standfast_link::{Lifecycle, LinkDescription, LinkHandle, StoppedMirror, Wanted};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::LinkSection;
 
+pub(crate) use kept::{Keeper, KeptState};
 pub(crate) use supervisor::LinkSupervisor;
 
 /// What a link is doing.
@@ -62,11 +64,38 @@ pub(crate) struct LinkControl {
     commands: mpsc::Sender<Command>,
     phase: watch::Receiver<Phase>,
     last: watch::Receiver<Option<LinkDescription>>,
+    state: KeptState,
 }
 
 impl LinkControl {
     pub(crate) fn section(&self) -> &LinkSection {
         &self.section
+    }
+
+    /// Which mirrors are paused or stopped.
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        self.state.lifecycle()
+    }
+
+    /// See [`KeptState::on_disk`].
+    pub(crate) async fn on_disk(&self) -> Result<(), String> {
+        self.state.on_disk().await
+    }
+
+    /// Every mirror topic of the link, whether or not it runs: named, found by a filter, or created by a command.
+    pub(crate) fn mirror_names(&self) -> Vec<String> {
+        let section = &self.section;
+        self.lifecycle()
+            .state()
+            .mirrors(&section.topics, &section.topic_filters)
+    }
+
+    /// The mirror topics that a failover or switchover of the region is about: not those that were stopped one by one.
+    pub(crate) fn topics_in_operation(&self) -> Vec<String> {
+        let state = self.lifecycle().state();
+        let mut names = state.mirrors(&self.section.topics, &self.section.topic_filters);
+        names.retain(|name| state.wanted(name) != Wanted::Stopped);
+        names
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -1,7 +1,7 @@
 //! When a link may run, with which options, and what is said of it when it does not.
 
 use standfast_discovery::FleetRecord;
-use standfast_link::{LinkDescription, LinkName, LinkOptions, LinkState, MirrorStatus};
+use standfast_link::{Lifecycle, LinkDescription, LinkName, LinkOptions, LinkState, MirrorStatus};
 use standfast_wire::ClusterOptions;
 
 use crate::config::LinkSection;
@@ -29,13 +29,20 @@ pub(super) fn link_options(
     section: &LinkSection,
     name: LinkName,
     clusters: &(ClusterOptions, ClusterOptions),
+    lifecycle: &Lifecycle,
 ) -> LinkOptions {
     let (source, destination) = clusters.clone();
     let mut options = LinkOptions::new(name, source, destination, section.topics.clone());
+    options.lifecycle = lifecycle.clone();
+    options.topic_filters.clone_from(&section.topic_filters);
     options.groups.clone_from(&section.groups);
+    options.group_filters.clone_from(&section.group_filters);
     options.replication_factor = section.replication_factor;
     if let Some(mib) = section.memory_mib {
         options.memory_bytes = mib << 20;
+    }
+    if let Some(interval) = section.refresh_interval {
+        options.metadata_refresh = interval;
     }
     if let Some(interval) = section.group_sync_interval {
         options.group_sync_interval = interval;
@@ -47,7 +54,12 @@ pub(super) fn link_options(
 pub(super) fn as_stopped(mut description: LinkDescription) -> LinkDescription {
     description.link_state = LinkState::Stopped;
     for mirror in &mut description.mirrors {
-        if mirror.mirror_status != MirrorStatus::Failed {
+        let told = [
+            MirrorStatus::Failed,
+            MirrorStatus::Paused,
+            MirrorStatus::LinkPaused,
+        ];
+        if !told.contains(&mirror.mirror_status) {
             mirror.mirror_status = MirrorStatus::Stopped;
         }
     }

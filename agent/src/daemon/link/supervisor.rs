@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::rule::{Verdict, as_stopped, link_options, verdict};
-use super::{Command, LinkControl, Phase, StopResult};
+use super::{Command, KeptState, LinkControl, Phase, StopResult};
 use crate::clusters;
 use crate::config::LinkSection;
 
@@ -41,6 +41,7 @@ pub(crate) struct LinkSupervisor {
     running: Option<Running>,
     stopped: Option<StopOrder>,
     restart: Restart,
+    state: KeptState,
 }
 
 #[derive(Debug)]
@@ -74,6 +75,7 @@ impl LinkSupervisor {
         destination: ClusterEntry,
         fleet: FleetWatchHandle,
         secrets: SecretsHandle,
+        state: KeptState,
     ) -> (Self, LinkControl) {
         let section = Arc::new(section);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
@@ -86,6 +88,7 @@ impl LinkSupervisor {
             commands: sender,
             phase: phase_receiver,
             last: last_receiver,
+            state: state.clone(),
         };
         let supervisor = Self {
             section,
@@ -99,6 +102,7 @@ impl LinkSupervisor {
             running: None,
             stopped: None,
             restart: Restart::default(),
+            state,
         };
         (supervisor, control)
     }
@@ -199,7 +203,8 @@ impl LinkSupervisor {
         };
         let shared = (with(&options.0, &logins.0), with(&options.1, &logins.1));
         let link = LinkName::new(self.section.name.clone())
-            .and_then(|name| Link::new(link_options(&self.section, name, &shared)));
+            .map(|name| link_options(&self.section, name, &shared, self.state.lifecycle()))
+            .and_then(Link::new);
         let (link, handle) = match link {
             Ok(started) => started,
             Err(error) => return self.schedule_restart(error.to_string()),

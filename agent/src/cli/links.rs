@@ -1,0 +1,100 @@
+//! `standfast link list|describe|pause|resume`.
+
+use super::client::AgentClient;
+use super::output::{Printer, cell, number, state};
+use super::status::LOOK_LIMIT;
+use crate::api::{Link, LinkList, LinkRequest};
+use crate::exit::{Exit, Failed};
+
+pub(super) async fn list(agent: &AgentClient, printer: &Printer) -> Result<Exit, Failed> {
+    let links: LinkList = agent.get(&["v1", "links"], &[], LOOK_LIMIT).await?;
+    if printer.is_json() {
+        printer.json(&links)?;
+    } else {
+        table(printer, &links.data)?;
+    }
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn describe(
+    agent: &AgentClient,
+    printer: &Printer,
+    name: &str,
+) -> Result<Exit, Failed> {
+    let links: LinkList = agent.get(&["v1", "links", name], &[], LOOK_LIMIT).await?;
+    if printer.is_json() {
+        printer.json(&links)?;
+        return Ok(Exit::Ok);
+    }
+    table(printer, &links.data)?;
+    for link in &links.data {
+        printer.line("")?;
+        let mut counts = printer.table(&["State Category", "Mirrors"]);
+        for category in &link.category_counts {
+            counts.row([cell(&category.state_category), cell(category.count)]);
+        }
+        counts.print()?;
+        if link.groups.is_empty() {
+            continue;
+        }
+        printer.line("")?;
+        let mut groups = printer.table(&["Group", "Committed Offsets", "Error"]);
+        for group in &link.groups {
+            groups.row([
+                cell(&group.group),
+                cell(group.committed_offsets),
+                cell(group.error.as_deref().unwrap_or("")),
+            ]);
+        }
+        groups.print()?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// `verb` is `links:pause` or `links:resume`.
+pub(super) async fn pause(
+    agent: &AgentClient,
+    printer: &Printer,
+    verb: &str,
+    link: Option<String>,
+    dry_run: bool,
+) -> Result<Exit, Failed> {
+    let request = LinkRequest { link, dry_run };
+    let link: Link = agent.post(&["v1", verb], &request, LOOK_LIMIT * 3).await?;
+    if printer.is_json() {
+        printer.json(&link)?;
+    } else {
+        table(printer, &[link])?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn table(printer: &Printer, links: &[Link]) -> Result<(), Failed> {
+    let mut table = printer.table(&[
+        "Link Name",
+        "Source",
+        "Source Cluster Id",
+        "Destination",
+        "Destination Cluster Id",
+        "Link State",
+        "Mirrors",
+        "Max Lag",
+        "Reason",
+    ]);
+    for link in links {
+        let status = &link.status;
+        let reason = status.reason.as_ref().or(status.link_error.as_ref());
+        table.row([
+            cell(&status.link_name),
+            cell(&status.source_cluster),
+            number(link.source_cluster_id.as_ref()),
+            cell(&status.destination_cluster),
+            number(link.destination_cluster_id.as_ref()),
+            state(&status.link_state),
+            cell(status.mirror_count),
+            number(status.max_lag),
+            cell(reason.map_or("", String::as_str)),
+        ]);
+    }
+    table.print()
+}
