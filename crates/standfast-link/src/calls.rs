@@ -64,12 +64,44 @@ pub(crate) async fn log_ends(
         .collect()
 }
 
+/// The partitions in which a transaction is open.
+pub(crate) async fn undecided(cluster: &Cluster, ids: &[PartitionId]) -> Vec<PartitionId> {
+    let ask = |isolation| async move {
+        let questions: Vec<_> = ids
+            .iter()
+            .map(|id| (id.clone(), OffsetSpec::Latest))
+            .collect();
+        let answers = cluster.list_offsets(&questions, isolation).await;
+        let known = answers
+            .into_iter()
+            .filter_map(|(id, listed)| Some((id, listed.ok()?.offset)));
+        known.collect::<HashMap<_, _>>()
+    };
+    // The last stable offset first: what is decided in between is not taken for open.
+    let stable = ask(Isolation::ReadCommitted).await;
+    let ends = ask(Isolation::ReadUncommitted).await;
+    let open = ends
+        .into_iter()
+        .filter(|(id, end)| stable.get(id).is_some_and(|s| s < end));
+    open.map(|(id, _)| id).collect()
+}
+
 /// The batch that holds `offset`.
 pub(crate) async fn batch_at(
     cluster: &Cluster,
     id: &PartitionId,
     offset: i64,
 ) -> Result<Option<RawBatch>, Error> {
+    let found = batch_and_stable(cluster, id, offset).await?;
+    Ok(found.map(|(batch, _)| batch))
+}
+
+/// The batch that holds `offset`, and the log's last stable offset.
+pub(crate) async fn batch_and_stable(
+    cluster: &Cluster,
+    id: &PartitionId,
+    offset: i64,
+) -> Result<Option<(RawBatch, i64)>, Error> {
     // One byte: a broker answers the first batch whole, and nothing more.
     let fetched = cluster
         .fetch_batches(&id.topic, id.partition, offset, 1)
@@ -77,7 +109,8 @@ pub(crate) async fn batch_at(
     Ok(fetched
         .batches
         .into_iter()
-        .find(|batch| batch.header.next_offset() > offset))
+        .find(|batch| batch.header.next_offset() > offset)
+        .map(|batch| (batch, fetched.last_stable_offset)))
 }
 
 /// Timestamp of the first record at or after `offset`.

@@ -213,6 +213,9 @@ pub struct StoppedMirror {
     pub rpo_seconds: Option<f64>,
     /// Milliseconds since 1970 of the source's last answer for this partition.
     pub last_source_contact_ms: Option<i64>,
+    /// Transactions of the source of which only a part was mirrored; they were aborted on the destination. Each abort marker takes one offset above `destination_log_end_offset`.
+    #[serde(default)]
+    pub aborted_transactions: usize,
     /// All that had been sent was acknowledged before the deadline.
     pub drained: bool,
     /// State of the partition before it was stopped.

@@ -16,10 +16,13 @@ use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
-use crate::{Error, calls, groups, metrics};
+use crate::{Error, calls, groups, metrics, transactions};
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
 pub(crate) const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
+
+/// How long the destination may take to abort the transactions that were mirrored in part.
+const ABORTS_MAX: Duration = Duration::from_secs(5);
 
 /// How long requests without an answer are given to land before the log ends are asked for.
 pub(crate) const UNANSWERED_SETTLES: Duration = Duration::from_millis(500);
@@ -94,15 +97,28 @@ impl LinkHandle {
         let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {
             ids.iter().map(|id| (id.clone(), Err(format!("the destination did not answer for its log end within {LOG_ENDS_MAX:?}")))).collect()
         });
+        // After the log ends were noted: an abort marker is no part of the source's log.
+        let aborting = transactions::abort_open(destination, &inner.options.name, &ids);
+        let aborted = tokio::time::timeout(ABORTS_MAX, aborting).await;
         let topics = inner.topics();
         Ok(ids
             .iter()
             .map(|id| {
+                let open = match &aborted {
+                    Ok(aborted) => aborted.get(id).cloned().unwrap_or(Ok(0)),
+                    Err(_) => Err(format!("not asked within {ABORTS_MAX:?}")),
+                };
                 let end = ends
                     .get(id)
                     .cloned()
                     .unwrap_or_else(|| Err("the destination did not name a log end".to_owned()));
-                topics::status(&topics, id).describe_stopped(&id.topic, id.partition, drained, end)
+                topics::status(&topics, id).describe_stopped(
+                    &id.topic,
+                    id.partition,
+                    drained,
+                    end,
+                    open,
+                )
             })
             .collect())
     }

@@ -17,6 +17,7 @@ use crate::classify::{self, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::options::MAX_IN_FLIGHT;
 use crate::refusal;
+use crate::startup::Started;
 use crate::status::PartitionStatus;
 
 /// After so long without an acknowledgement only one batch is sent, until it is acknowledged.
@@ -169,6 +170,8 @@ pub(crate) struct Partition {
     generation: u32,
     running: bool,
     producer_id: i64,
+    /// See [`Started::sequence_shift`](crate::startup::Started).
+    sequence_shift: i64,
     next_fetch: i64,
     /// The source's log start: it can lie inside the first batch, which is answered whole to a fetch from there, but not to one from its base offset.
     floor: i64,
@@ -192,6 +195,7 @@ impl Partition {
             generation: 0,
             running: false,
             producer_id: -1,
+            sequence_shift: 0,
             next_fetch: 0,
             floor: 0,
             position: 0,
@@ -215,10 +219,12 @@ impl Partition {
     }
 
     /// Start-up found both logs equal up to `position`.
-    pub(crate) fn run_from(&mut self, position: i64, source_start: i64, producer_id: i64) {
-        self.floor = source_start;
+    pub(crate) fn run_from(&mut self, started: &Started) {
+        let position = started.position;
+        self.floor = started.source_start;
         self.running = true;
-        self.producer_id = producer_id;
+        self.producer_id = started.producer_id;
+        self.sequence_shift = started.sequence_shift;
         (self.position, self.next_fetch) = (position, position);
         self.last_ack = None;
         self.status.set_next_fetch(position);
@@ -379,7 +385,7 @@ impl Partition {
         let stamp = ProducerStamp {
             producer_id: self.producer_id,
             producer_epoch: 0,
-            base_sequence: sequence_of(header.base_offset),
+            base_sequence: sequence_of(header.base_offset - self.sequence_shift),
         };
         self.in_flight.push_back(sent);
         Some(ToSend {
@@ -477,10 +483,23 @@ mod tests {
         Rc::new(Budget::new(1 << 20).reserve(1).await)
     }
 
+    fn started(position: i64) -> Started {
+        Started {
+            position,
+            source_start: 0,
+            source_end: 0,
+            source_leader: standfast_wire::BrokerId(1),
+            destination_leader: standfast_wire::BrokerId(1),
+            producer_id: 7,
+            sequence_shift: 0,
+            inside_transaction: false,
+        }
+    }
+
     fn running() -> Partition {
         let mut partition =
             Partition::new(PartitionId::new("t", 0), Arc::new(PartitionStatus::new()));
-        partition.run_from(0, 0, 7);
+        partition.run_from(&started(0));
         partition
     }
 

@@ -383,7 +383,9 @@ async fn start(shard: &Shared, index: usize, pace: Pace) {
         }
     };
     drop(one_of_few);
-    if let (Pace::Slow, Ok(Ok(started))) = (pace, &outcome) {
+    if let Ok(Ok(started)) = &outcome
+        && (pace == Pace::Slow || started.inside_transaction)
+    {
         // Ends by itself soon after `stopping`, with nothing left in flight.
         let started = started.clone();
         outcome = AbortOnDropHandle::new(control.spawn(slow::run(slow, started))).await;
@@ -429,8 +431,7 @@ fn attach(shard: &Shared, index: usize, started: &Started) {
     let key = (started.destination_leader, index % connections);
     slot.fetcher = Some(started.source_leader);
     slot.partition.status.source_answered(started.source_end);
-    slot.partition
-        .run_from(started.position, started.source_start, started.producer_id);
+    slot.partition.run_from(started);
     info!(partition = %slot.partition.id, offset = started.position, source_end = started.source_end, "mirroring");
     let fetcher = borrowed.fetchers.get(&started.source_leader).map(Rc::clone);
     match fetcher {

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standfast_wire::batch::{ProducerStamp, RawBatch, batches, sequence_of};
-use standfast_wire::fetch::{self, FetchPosition, FetchRequest, FetchTopic};
+use standfast_wire::fetch::{self, FetchPosition, FetchRequest, FetchTopic, Isolation};
 use standfast_wire::{FrameReader, FrameWriter, ResponseError};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
 use crate::classify::{self, Hole, Kind};
-use crate::description::MirrorTopicError;
+use crate::description::{MirrorTopicError, PartitionState};
 use crate::partition::{Doubt, Failure, Verdict};
 use crate::startup::{Refusal, Request, Started, destination, source};
+use crate::transactions::Writers;
 use crate::writer::consequence;
 use crate::{calls, gap, rewrite, transactions};
 
@@ -39,6 +40,9 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// While other partitions wait for a permit, one gives its own back after so long.
 const STINT: Duration = Duration::from_secs(5);
+
+/// A partition that is told to stop inside a transaction has so long to finish it: an open one could not be taken up again after the transaction timeout.
+const FINISH: Duration = Duration::from_millis(500);
 
 /// Between two looks at a source that must move before the destination can ([`Progress::NotYet`]).
 const NOT_YET_WAIT: Duration = Duration::from_millis(20);
@@ -72,15 +76,20 @@ pub(crate) struct SlowPath<'a> {
     pub(crate) producer_id: i64,
     /// The source's last stable offset as last seen: the outcome of every transaction below it is known.
     pub(crate) last_stable_offset: i64,
+    /// The link's own transactions, once one was met.
+    pub(crate) writers: Option<Writers>,
     started: Started,
     source: Source,
     destination: (FrameReader, FrameWriter),
+    /// When a stop was noticed inside a transaction.
+    stopping_since: Option<Instant>,
 }
 
 /// Runs until the next batches can be copied as they are, or the log's end is reached. Answers where to go on.
 pub(crate) async fn run(request: Request, started: Started) -> Result<Started, Refusal> {
     let mut permit = Some(acquire(&request).await?);
     let mut path = SlowPath::open(&request, started).await?;
+    path.resume().await?;
     let (began, mut busy_at, mut plain, mut damaged) = (Instant::now(), Instant::now(), 0, 0);
     loop {
         if permit.is_none() {
@@ -95,6 +104,14 @@ pub(crate) async fn run(request: Request, started: Started) -> Result<Started, R
                 continue;
             }
             None => {}
+        }
+        if path.started.inside_transaction {
+            continue;
+        }
+        if fetched.is_empty() && path.last_stable_offset < path.started.source_end {
+            // What is there is not decided; the source answers as soon as it is.
+            permit = None;
+            continue;
         }
         let others_wait = request.context.slow_paths.available_permits() == 0;
         if plain >= CALM
@@ -138,13 +155,18 @@ impl<'a> SlowPath<'a> {
             () = request.stopping.cancelled() => return Err(stopped()),
         };
         request.status.source_answered(started.source_end);
+        request.status.set_next_fetch(started.position);
+        request.status.set_position(started.position);
+        request.status.enter(PartitionState::Active, None);
         Ok(Self {
             request,
             producer_id: started.producer_id,
             last_stable_offset: -1,
+            writers: None,
             started,
             source,
             destination,
+            stopping_since: None,
         })
     }
 
@@ -163,11 +185,35 @@ impl<'a> SlowPath<'a> {
         status.set_position(next_offset);
     }
 
+    /// As [`SlowPath::advance`], for what was not written under the plain producer id: its sequence numbers stay where they are.
+    pub(crate) fn advance_beside(&mut self, next_offset: i64, bytes: usize, timestamp: i64) {
+        self.started.sequence_shift += next_offset - self.started.position;
+        self.advance(next_offset, bytes, timestamp);
+    }
+
+    /// Takes over transactions that were open on the destination before.
+    async fn resume(&mut self) -> Result<(), Refusal> {
+        if self.started.inside_transaction {
+            let writers = Writers::find(self.request, self.position(), 0).await?;
+            self.started.inside_transaction = writers.any_open();
+            self.writers = Some(writers);
+        }
+        Ok(())
+    }
+
+    /// The destination has a transaction open here, or no longer; nothing but the slow path can go on with one.
+    pub(crate) fn set_inside_transaction(&mut self, inside: bool) {
+        self.started.inside_transaction = inside;
+    }
+
     /// Whether to write no more: a stop, or another producer id.
-    pub(crate) fn check(&self) -> Result<(), Refusal> {
+    pub(crate) fn check(&mut self) -> Result<(), Refusal> {
         use std::sync::atomic::Ordering;
         if self.request.stopping.is_cancelled() {
-            return Err(stopped());
+            let since = *self.stopping_since.get_or_insert_with(Instant::now);
+            if !self.started.inside_transaction || since.elapsed() > FINISH {
+                return Err(stopped());
+            }
         }
         if self.request.context.producer_id.load(Ordering::Acquire) != self.producer_id {
             return Err(Refusal::Later(Doubt::destination(
@@ -180,9 +226,16 @@ impl<'a> SlowPath<'a> {
     /// The batches that the source holds from the position on; none if it has none yet.
     async fn fetch(&mut self) -> Result<Vec<RawBatch>, Refusal> {
         let from = self.position().max(self.started.source_start);
+        let inside = self.started.inside_transaction;
+        let stopped_for_good = async {
+            self.request.stopping.cancelled().await;
+            if inside {
+                tokio::time::sleep(FINISH).await;
+            }
+        };
         let fetched = tokio::select! {
             fetched = self.source.fetch(self.request, from) => fetched?,
-            () = self.request.stopping.cancelled() => return Err(stopped()),
+            () = stopped_for_good => return Err(stopped()),
         };
         self.request.status.source_answered(fetched.high_watermark);
         self.started.source_end = fetched.high_watermark;
@@ -292,7 +345,7 @@ impl<'a> SlowPath<'a> {
         let stamp = ProducerStamp {
             producer_id: self.producer_id,
             producer_epoch: 0,
-            base_sequence: sequence_of(position),
+            base_sequence: sequence_of(position - self.started.sequence_shift),
         };
         let later = |text: String| Refusal::Later(Doubt::destination(text));
         let restamped = batch.restamp(stamp).map_err(|e| later(e.to_string()))?;
@@ -332,7 +385,7 @@ impl<'a> SlowPath<'a> {
     }
 }
 
-fn refusal(verdict: Verdict) -> Refusal {
+pub(crate) fn refusal(verdict: Verdict) -> Refusal {
     match verdict {
         Verdict::Fail(failure) => Refusal::Fail(failure),
         Verdict::StartAgain(doubt) => Refusal::Later(doubt),
@@ -383,6 +436,8 @@ impl Source {
             &FetchRequest {
                 max_wait_ms: i32::try_from(FETCH_WAIT.as_millis()).unwrap_or(i32::MAX),
                 max_bytes: FETCH_BYTES,
+                // Up to the last stable offset: the outcome of every transaction is then known.
+                isolation: Isolation::ReadCommitted,
                 topics: vec![FetchTopic {
                     name: request.id.topic.clone(),
                     topic_id: request.source_topic_id,

@@ -18,6 +18,7 @@ use crate::partition::{Doubt, Failure, PartitionId, Side};
 use crate::seed;
 use crate::shard::Context;
 use crate::status::PartitionStatus;
+use crate::transactions;
 
 /// A source that ends below the destination is asked again for so long: after a leader change the high watermark may lag for a moment (KIP-207).
 const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
@@ -42,6 +43,17 @@ pub(crate) struct Started {
     pub(crate) source_leader: BrokerId,
     pub(crate) destination_leader: BrokerId,
     pub(crate) producer_id: i64,
+    /// How far the sequence numbers of the link's producer id lag behind the offsets: by what was written under other ids (transactions).
+    pub(crate) sequence_shift: i64,
+    /// The destination has a transaction of the link open at the position.
+    pub(crate) inside_transaction: bool,
+}
+
+impl Started {
+    /// The shift with which `offset` has sequence number `sequence`.
+    pub(crate) fn shift(offset: i64, sequence: i32) -> i64 {
+        (offset - i64::from(sequence)) & i64::from(i32::MAX)
+    }
 }
 
 /// Why the partition does not run.
@@ -74,7 +86,13 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
     }
     let (source_log, destination_log) = settle(request, producer_id).await?;
     let first = first_whole(request, source_log, destination_log).await?;
-    let position = match last_batch(request, destination_log).await? {
+    let last = last_batch(request, destination_log).await?;
+    let inside_transaction = last
+        .as_ref()
+        .is_some_and(|(_, stable)| *stable < destination_log.end);
+    let last = last.map(|(batch, _)| batch);
+    let known_shift = known_shift(last.as_ref(), destination_log.end, producer_id);
+    let position = match last {
         None if destination_log.end == 0 => seed::run(request, 0, first, producer_id).await?,
         None if destination_log.end < first => return Err(gone(first, destination_log).into()),
         None => {
@@ -98,6 +116,10 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
             destination_log.end
         }
     };
+    let sequence_shift = match known_shift {
+        Some(shift) => shift,
+        None => transactions::plain_sequence(request, position, producer_id).await?,
+    };
     Ok(Started {
         position,
         source_start: source_log.start,
@@ -105,6 +127,8 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         source_leader,
         destination_leader,
         producer_id,
+        sequence_shift,
+        inside_transaction,
     })
 }
 
@@ -192,7 +216,9 @@ async fn settle(request: &Request, producer_id: i64) -> Result<(LogRange, LogRan
             return Ok((source_log, destination_log));
         }
         let last = last_batch(request, destination_log).await?;
-        if let Some(last) = last.filter(|last| last.header.producer_id != producer_id) {
+        if let Some((last, _)) = last.filter(|(last, _)| {
+            last.header.producer_id != producer_id && !last.header.attributes.is_transactional()
+        }) {
             return Err(foreign(&last, source_log, destination_log).into());
         }
         if began.elapsed() > WATERMARK_SETTLES {
@@ -213,15 +239,28 @@ fn foreign(last: &RawBatch, source_log: LogRange, destination_log: LogRange) -> 
     ))
 }
 
-async fn last_batch(request: &Request, log: LogRange) -> Result<Option<RawBatch>, Refusal> {
+/// The shift that the log's last batch tells; `None` if it was not written under the link's producer id.
+fn known_shift(last: Option<&RawBatch>, end: i64, producer_id: i64) -> Option<i64> {
+    match last {
+        Some(last) if last.header.producer_id == producer_id => Some(Started::shift(
+            last.header.base_offset,
+            last.header.base_sequence,
+        )),
+        None if end == 0 => Some(0),
+        _ => None,
+    }
+}
+
+/// The last batch, and the log's last stable offset.
+async fn last_batch(request: &Request, log: LogRange) -> Result<Option<(RawBatch, i64)>, Refusal> {
     if log.start >= log.end {
         return Ok(None);
     }
-    let batch = calls::batch_at(&request.context.destination, &request.id, log.end - 1)
+    let found = calls::batch_and_stable(&request.context.destination, &request.id, log.end - 1)
         .await
         .map_err(destination)?;
-    match batch {
-        Some(batch) if batch.header.next_offset() == log.end => Ok(Some(batch)),
+    match found {
+        Some((batch, stable)) if batch.header.next_offset() == log.end => Ok(Some((batch, stable))),
         // It moved on since the log end was read: another engine of this link is at work.
         Some(_) | None => Err(Refusal::Later(Doubt::destination(
             "the destination's log moved while it was read",
@@ -246,7 +285,10 @@ async fn compare(
 ) -> Result<(), Refusal> {
     if destination_log.end <= source_log.start {
         // The source no longer has the batch. What this link wrote itself, at that end, is the source's.
-        if last.header.producer_id == producer_id {
+        let transactional = last.header.attributes.is_transactional();
+        if last.header.producer_id == producer_id
+            || (transactional && transactions::is_own(request, last.header.producer_id).await?)
+        {
             info!(partition = %request.id, offset = destination_log.end, "the source's retention took the last mirrored batch, going on from its log start");
             return Ok(());
         }
@@ -276,6 +318,11 @@ async fn compare(
 /// What differs in anything that mirroring keeps.
 fn difference(source: &RawBatch, mirror: &RawBatch) -> Option<String> {
     let (s, m) = (&source.header, &mirror.header);
+    if let Some(outcome) = transactions::outcome(source) {
+        // A marker has the time and the coordinator of its own cluster.
+        let same = s.base_offset == m.base_offset && transactions::outcome(mirror) == Some(outcome);
+        return (!same).then(|| format!("the source has a {outcome:?} marker"));
+    }
     let differ = |what: &str, s: i64, m: i64| {
         (s != m).then(|| format!("{what} is {s} on the source, {m} on the destination"))
     };

@@ -175,7 +175,7 @@ impl PartitionStatus {
         partition: i32,
         destination_end: Result<i64, String>,
     ) -> PartitionLag {
-        let stopped = self.describe_stopped("", partition, true, destination_end);
+        let stopped = self.describe_stopped("", partition, true, destination_end, Ok(0));
         PartitionLag {
             lag: stopped.rpo_records,
             lag_seconds: stopped.rpo_seconds,
@@ -192,6 +192,7 @@ impl PartitionStatus {
         partition: i32,
         drained: bool,
         destination_end: Result<i64, String>,
+        aborted: Result<usize, String>,
     ) -> StoppedMirror {
         let state_before = match self.state() {
             PartitionState::Stopped => state_of(self.state_before_stop.load(Relaxed)),
@@ -206,7 +207,18 @@ impl PartitionStatus {
                 Some(trouble.map_or_else(|| text.clone(), |t| format!("{t}; {text}"))),
             ),
         };
+        let (aborted_transactions, error) = match aborted {
+            Ok(count) => (count, error),
+            Err(text) => {
+                let text = format!("transactions mirrored in part may still be open: {text}");
+                (
+                    0,
+                    Some(error.map_or_else(|| text.clone(), |e| format!("{e}; {text}"))),
+                )
+            }
+        };
         StoppedMirror {
+            aborted_transactions,
             topic: topic.to_owned(),
             partition,
             destination_log_end_offset: end,

@@ -16,6 +16,7 @@ use crate::partition::PartitionId;
 use crate::rest::RestOrder;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
+use crate::transactions;
 
 /// How long what is in flight may take to be answered when a mirror is paused.
 const PAUSE_DRAIN: Duration = Duration::from_secs(5);
@@ -280,7 +281,11 @@ impl LinkHandle {
                 .partitions(destination, Some(stopped))
                 .await
                 .map_err(|e| e.to_string())?;
-            Ok((calls::log_ends(destination, &ids).await, ids))
+            let ends = calls::log_ends(destination, &ids).await;
+            // After the log ends were noted: an abort marker is no part of the source's log. What cannot be aborted is logged there.
+            let _: HashMap<_, _> =
+                transactions::abort_open(destination, &self.inner.options.name, &ids).await;
+            Ok((ends, ids))
         };
         let late = || Err(format!("no answer within {LOG_ENDS_MAX:?}"));
         let (ends, ids) = match tokio::time::timeout(LOG_ENDS_MAX, ends)

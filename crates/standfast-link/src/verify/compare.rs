@@ -204,7 +204,7 @@ fn judge_batches(theirs: &RawBatch, ours: &RawBatch, mirror_compacts: bool) -> C
 /// A marker's offset and outcome are the source's, its coordinator epoch and timestamp the destination's own.
 fn judge_markers(theirs: &RawBatch, ours: &RawBatch) -> Compared {
     let at = theirs.header.base_offset;
-    match (outcome(theirs), outcome(ours)) {
+    match (theirs.control_type(), ours.control_type()) {
         (Some(a), Some(b)) if a == b => Compared::NotComparable(Reason::Marker),
         (a, b) => {
             let name = |outcome| match outcome {
@@ -217,21 +217,6 @@ fn judge_markers(theirs: &RawBatch, ours: &RawBatch) -> Compared {
             different(at, DifferenceKind::Marker, detail)
         }
     }
-}
-
-/// Type of a control record: its key is a version and a type, 16 bits each. Control batches hold one record and are never compressed.
-fn outcome(batch: &RawBatch) -> Option<i16> {
-    if !batch.header.attributes.is_control() {
-        return None;
-    }
-    let mut rest = batch.bytes.get(HEADER_LEN..)?;
-    varint(&mut rest)?; // length
-    rest = rest.get(1..)?; // attributes
-    varint(&mut rest)?; // timestamp delta
-    varint(&mut rest)?; // offset delta
-    varint(&mut rest)?; // key length
-    let key = rest.first_chunk::<4>()?;
-    Some(i16::from_be_bytes([key[2], key[3]]))
 }
 
 fn is_append_time(header: &BatchHeader) -> bool {
