@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::acls::AclSyncDescription;
+
 /// State of the whole link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -193,6 +195,9 @@ pub struct LinkDescription {
     pub mirrors: Vec<MirrorDescription>,
     /// One entry per consumer group, in the order of the options.
     pub groups: Vec<GroupDescription>,
+    /// `None` if ACLs are not carried over.
+    #[serde(default)]
+    pub acl_sync: Option<AclSyncDescription>,
 }
 
 /// One partition after [`LinkHandle::stop_mirrors`](crate::LinkHandle::stop_mirrors).

@@ -16,7 +16,7 @@ use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
-use crate::{Error, calls, groups, metrics, transactions};
+use crate::{Error, acls, calls, groups, metrics, transactions};
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
 pub(crate) const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
@@ -55,6 +55,11 @@ impl LinkHandle {
             producer_id: (id >= 0).then_some(id),
             mirrors,
             groups: inner.groups().clone(),
+            acl_sync: inner
+                .options
+                .acl_sync
+                .as_ref()
+                .map(|_| inner.acls().clone()),
         }
     }
 
@@ -94,8 +99,21 @@ impl LinkHandle {
         }
         let ids = self.partitions(destination, None).await?;
         let asked = calls::log_ends(destination, &ids);
-        let ends = tokio::time::timeout(LOG_ENDS_MAX, asked).await.unwrap_or_else(|_| {
-            ids.iter().map(|id| (id.clone(), Err(format!("the destination did not answer for its log end within {LOG_ENDS_MAX:?}")))).collect()
+        let (ends, ()) = tokio::join!(
+            tokio::time::timeout(LOG_ENDS_MAX, asked),
+            acls::release(inner, destination)
+        );
+        let ends = ends.unwrap_or_else(|_| {
+            ids.iter()
+                .map(|id| {
+                    (
+                        id.clone(),
+                        Err(format!(
+                            "the destination did not answer for its log end within {LOG_ENDS_MAX:?}"
+                        )),
+                    )
+                })
+                .collect()
         });
         // After the log ends were noted: an abort marker is no part of the source's log.
         let aborting = transactions::abort_open(destination, &inner.options.name, &ids);

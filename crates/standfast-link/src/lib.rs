@@ -4,6 +4,7 @@
 //! `DESIGN.md` of the project explains compare-and-append, on which everything here rests.
 #![forbid(unsafe_code)]
 
+mod acls;
 mod budget;
 mod calls;
 mod classify;
@@ -39,6 +40,7 @@ mod transitions;
 mod verify;
 mod writer;
 
+pub use acls::{AclFilter, AclResourceType, AclSyncDescription, AclSyncOptions};
 pub use description::{
     GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, MirrorStatus,
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,

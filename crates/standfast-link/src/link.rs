@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::acls::AclSyncDescription;
 use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
 use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
@@ -19,7 +20,7 @@ use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
-use crate::{Error, groups, guard, identity, paused, refusal};
+use crate::{Error, acls, groups, guard, identity, paused, refusal};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ pub(crate) struct Inner {
     shards: Mutex<Vec<mpsc::Sender<Command>>>,
     topics: Mutex<Vec<Topic>>,
     groups: Mutex<Vec<GroupDescription>>,
+    acls: Mutex<AclSyncDescription>,
     trouble: Mutex<Trouble>,
 }
 
@@ -89,6 +91,7 @@ impl Link {
             shards: Mutex::default(),
             topics: Mutex::new(topics),
             groups: Mutex::new(groups),
+            acls: Mutex::default(),
             trouble: Mutex::default(),
         });
         Ok((
@@ -204,6 +207,10 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
     ));
     jobs.spawn(until_stopped(
         Arc::clone(inner),
+        acls::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
         paused::keep(Arc::clone(inner), context),
     ));
     Ok(Some(Running { jobs, threads }))
@@ -298,6 +305,10 @@ impl Inner {
 
     pub(crate) fn groups(&self) -> MutexGuard<'_, Vec<GroupDescription>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn acls(&self) -> MutexGuard<'_, AclSyncDescription> {
+        self.acls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shards(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Command>>> {

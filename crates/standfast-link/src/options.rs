@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use standfast_wire::ClusterOptions;
 
+use crate::acls::{self, AclSyncOptions};
 use crate::filters::{self, Filter};
 use crate::{Error, Lifecycle};
 
@@ -145,6 +146,8 @@ pub struct LinkOptions {
     pub groups: Vec<String>,
     /// Further groups of the source, looked for at each `group_sync_interval`.
     pub group_filters: Vec<Filter>,
+    /// ACLs that are carried over; `None`: none.
+    pub acl_sync: Option<AclSyncOptions>,
     /// Which mirrors are paused or stopped; shared with whoever keeps it over restarts.
     pub lifecycle: Lifecycle,
     /// Bound on the bytes of record data in memory, whatever the number of partitions.
@@ -183,6 +186,7 @@ impl LinkOptions {
             topic_filters: Vec::new(),
             groups: Vec::new(),
             group_filters: Vec::new(),
+            acl_sync: None,
             lifecycle: Lifecycle::default(),
             memory_bytes: 16 << 20,
             shards: 1,
@@ -208,6 +212,17 @@ impl LinkOptions {
         }
         if self.group_sync_interval < MIN_GROUP_SYNC_INTERVAL {
             return invalid("group_sync_interval", "must be at least 1s");
+        }
+        if let Some(sync) = &self.acl_sync {
+            if sync.interval < acls::MIN_INTERVAL {
+                return invalid("acl_sync.interval", "must be at least 1s");
+            }
+            if sync.filters.iter().any(|f| f.owns && f.principal.is_none()) {
+                return invalid(
+                    "acl_sync.filters",
+                    "a filter that owns ACLs must name their principal",
+                );
+            }
         }
         if let Some(topic) = self
             .topics
