@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
 use standfast_link::{
-    GroupDescription, MirrorChange, MirrorDescription, VerifyProgress, VerifyReport,
+    AclSyncDescription, GroupDescription, MirrorChange, MirrorDescription, VerifyProgress,
+    VerifyReport,
 };
 
 /// `GET /v1/status`.
@@ -90,6 +91,9 @@ pub(crate) struct LinkStatus {
     pub(crate) mirror_count: usize,
     /// The largest lag of any partition, in records.
     pub(crate) max_lag: Option<i64>,
+    /// `null` if the link carries no ACLs over.
+    #[serde(default)]
+    pub(crate) acl_sync: Option<AclSyncDescription>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

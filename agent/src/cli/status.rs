@@ -90,6 +90,14 @@ fn hints(status: &Status, printer: &Printer) {
     if let Some(error) = &status.fleet.last_error {
         printer.note(format!("\ndiscovery: {error}"));
     }
+    for link in &status.links {
+        if let Some(error) = link.acl_sync.as_ref().and_then(|acls| acls.error.as_ref()) {
+            printer.note(format!(
+                "link {}: ACLs not carried over: {error}",
+                link.link_name
+            ));
+        }
+    }
     for cluster in &status.clusters {
         if let Some(error) = &cluster.last_error {
             printer.note(format!("cluster {}: {error}", cluster.name));

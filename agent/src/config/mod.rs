@@ -2,6 +2,7 @@
 //!
 //! Unknown keys are errors everywhere, and every mistake found is reported together: see [`load`].
 
+mod acl_sync;
 mod document;
 mod problems;
 mod rules;
@@ -16,6 +17,7 @@ use standfast_discovery::{ClusterEntry, ClusterName, DiscoveryOptions, FleetName
 use standfast_link::Filter;
 use standfast_secrets::SecretsOptions;
 
+pub(crate) use acl_sync::AclSyncSection;
 pub(crate) use problems::ConfigError;
 
 use document::Document;
@@ -88,6 +90,9 @@ pub(crate) struct LinkSection {
     /// How often group offsets are carried over.
     #[serde(default, deserialize_with = "optional_duration")]
     pub(crate) group_sync_interval: Option<Duration>,
+    /// Which ACLs are carried over; without it, none.
+    #[serde(default)]
+    pub(crate) acl_sync: Option<AclSyncSection>,
     /// Replication factor of the mirror topics; without it, the destination's default.
     #[serde(default)]
     pub(crate) replication_factor: Option<i16>,

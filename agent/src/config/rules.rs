@@ -10,7 +10,7 @@ use standfast_wire::SaslMechanism;
 
 use super::document::Entry;
 use super::problems::Problems;
-use super::{AgentSection, FailoverSection, HealthSection, LinkSection};
+use super::{AclSyncSection, AgentSection, FailoverSection, HealthSection, LinkSection};
 
 /// Consul's own limits for a session TTL.
 const LOCK_TTL: std::ops::RangeInclusive<Duration> =
@@ -182,6 +182,9 @@ pub(super) fn check_links(
                     format!("there is no cluster \"{cluster}\"; known clusters: {known}"),
                 );
             }
+        }
+        if let Some((field, message)) = link.acl_sync.as_ref().and_then(AclSyncSection::problem) {
+            problem(field, message.to_owned());
         }
         if link.source == link.destination {
             problem(

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use secure::*;
 use standfast_link::{
-    LinkDescription, LinkName, LinkOptions, LinkState, MirrorTopicError, PartitionState,
+    AclFilter, AclSyncOptions, LinkDescription, LinkName, LinkOptions, LinkState, MirrorTopicError,
+    PartitionState,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::{
@@ -68,6 +69,12 @@ fn source_acls(topics: &str) -> Vec<AclBinding> {
             Op::DescribeConfigs,
         ),
         allow(AclResource::Group, AclPattern::Literal, GROUP, Op::Describe),
+        allow(
+            AclResource::Cluster,
+            AclPattern::Literal,
+            "kafka-cluster",
+            Op::Describe,
+        ),
     ]
 }
 
@@ -88,6 +95,12 @@ fn destination_acls(topics: &str) -> Vec<AclBinding> {
             Op::Write,
         ),
         allow(AclResource::Group, AclPattern::Literal, GROUP, Op::Read),
+        allow(
+            AclResource::Cluster,
+            AclPattern::Literal,
+            "kafka-cluster",
+            Op::Alter,
+        ),
     ]
 }
 
@@ -105,6 +118,15 @@ fn link(name: &str, topics: &[&str]) -> (LinkOptions, SharedLogin) {
     link.group_sync_interval = Duration::from_secs(1);
     link.backoff.max = Duration::from_millis(500);
     link.groups = vec![GROUP.to_owned()];
+    if name == "need-" {
+        link.acl_sync = Some(AclSyncOptions {
+            interval: Duration::from_secs(1),
+            filters: vec![AclFilter {
+                name: Some("nothing".to_owned()),
+                ..AclFilter::default()
+            }],
+        });
+    }
     (link, source_login)
 }
 
@@ -142,6 +164,7 @@ fn refusals(link: &LinkDescription) -> Vec<String> {
     topics
         .chain(groups)
         .chain(link.link_error.clone())
+        .chain(link.acl_sync.iter().filter_map(|acls| acls.error.clone()))
         .filter(|text| text.contains("AUTHORIZATION") || text.contains("AuthorizationFailed"))
         .collect()
 }

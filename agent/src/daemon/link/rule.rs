@@ -4,7 +4,7 @@ use standfast_discovery::FleetRecord;
 use standfast_link::{Lifecycle, LinkDescription, LinkName, LinkOptions, LinkState, MirrorStatus};
 use standfast_wire::ClusterOptions;
 
-use crate::config::LinkSection;
+use crate::config::{AclSyncSection, LinkSection};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -37,6 +37,7 @@ pub(super) fn link_options(
     options.topic_filters.clone_from(&section.topic_filters);
     options.groups.clone_from(&section.groups);
     options.group_filters.clone_from(&section.group_filters);
+    options.acl_sync = section.acl_sync.as_ref().and_then(AclSyncSection::options);
     options.replication_factor = section.replication_factor;
     if let Some(mib) = section.memory_mib {
         options.memory_bytes = mib << 20;
