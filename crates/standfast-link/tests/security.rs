@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 use secure::*;
 use standfast_link::{
     AclFilter, AclSyncOptions, LinkDescription, LinkName, LinkOptions, LinkState, MirrorTopicError,
-    PartitionState,
+    PartitionState, VerifyOptions, VerifyResult, verify,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::{
     AclBinding, AclOperation as Op, AclPattern, AclResource, CommittedOffset,
 };
-use standfast_wire::{Cluster, SharedLogin, TopicPartition};
-use support::{Running, append_some, assert_identical, connect, log_ends, wait_for};
+use standfast_wire::batch::ProducerStamp;
+use standfast_wire::{Cluster, Connection, SharedLogin, TopicPartition};
+use support::{
+    Record, Running, Stamp, append_some, assert_identical, batch, connect, log_ends, wait_for,
+};
 
 /// Brokers end a session after this time (KIP-368).
 const SESSION: Duration = Duration::from_secs(6);
@@ -94,6 +97,12 @@ fn destination_acls(topics: &str) -> Vec<AclBinding> {
             &format!("standfast-{topics}"),
             Op::Write,
         ),
+        allow(
+            AclResource::TransactionalId,
+            AclPattern::Prefixed,
+            &format!("standfast-{topics}/"),
+            Op::Write,
+        ),
         allow(AclResource::Group, AclPattern::Literal, GROUP, Op::Read),
         allow(
             AclResource::Cluster,
@@ -151,6 +160,58 @@ async fn commit(from: &Cluster, topic: &str, offset: i64) {
     for (_, done) in from.offset_commit(GROUP, &offsets).await.expect("answer") {
         done.expect("committed");
     }
+}
+
+/// A committed transaction of one record.
+async fn transact(from: &Cluster, topic: &str) {
+    let id = TopicPartition::new(topic, 0);
+    let name = format!("app-{topic}");
+    let identity = from.init_producer_id(Some(&name)).await.expect("an id");
+    let stamp = Stamp {
+        attributes: 0x10,
+        producer_id: identity.producer_id,
+        producer_epoch: identity.epoch,
+        base_sequence: 0,
+    };
+    let batch = batch(&[Record::new("k", "in a transaction")], stamp)
+        .restamp(ProducerStamp {
+            producer_id: identity.producer_id,
+            producer_epoch: identity.epoch,
+            base_sequence: 0,
+        })
+        .expect("restamped");
+    let leader = from.leader(topic, 0).await.expect("a leader");
+    let raw = from.open_raw(leader).await.expect("a connection");
+    let connection = Connection::start(raw, from.options());
+    let answer = connection
+        .produce_one(Some(&name), &id, &batch, Duration::from_secs(10))
+        .await
+        .expect("an answer");
+    assert_eq!(answer.code, None);
+    from.end_transaction(&name, identity, true)
+        .await
+        .expect("committed");
+    wait_for("the marker is in the log", || async {
+        log_ends(from, topic).await[0] == 202
+    })
+    .await;
+}
+
+/// The users' permissions are enough to compare, too.
+async fn assert_verified(topic: &str) {
+    let (options, _) = link("need-", &[topic]);
+    let question = VerifyOptions {
+        source: options.source,
+        destination: options.destination,
+        source_topic: topic.to_owned(),
+        mirror_topic: topic.to_owned(),
+        partition: None,
+        from: None,
+        to: None,
+    };
+    let report = verify(question, |_| {}).await.expect("a report");
+    assert_ne!(report.result, VerifyResult::Different, "{report:#?}");
+    assert!(report.partitions[0].equal_batches > 10, "{report:#?}");
 }
 
 /// Whatever the link says about a refusal.
@@ -214,6 +275,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
 
     // All of them: no refusal from the first look to the last offset.
     prepare(&from, "need-all").await;
+    transact(&from, "need-all").await;
     let running = Running::start(link("need-", &["need-all"]).0);
     done(&running, &from, &to, "need-all").await;
     running.end().await;
@@ -225,8 +287,9 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
     for (side, (cluster, acls)) in sides.into_iter().enumerate() {
         for (number, acl) in acls.into_iter().enumerate() {
             let topic = format!("need-{side}-{number}");
-            let what = format!("{side} without {:?} on {:?}", acl.operation, acl.resource);
+            let what = format!("{side} without {acl:?}");
             prepare(&from, &topic).await;
+            transact(&from, &topic).await;
             // A mirror must be there to be grown, or to be looked at by a second start.
             let existing = side == 1 && matches!(acl.operation, Op::Alter | Op::DescribeConfigs);
             if existing {
@@ -243,7 +306,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
             grant(cluster, &[acl]).await;
             done(&running, &from, &to, &topic).await;
             running.end().await;
-            assert_identical(&from, &to, &topic).await;
+            assert_verified(&topic).await;
         }
     }
 }
