@@ -90,6 +90,19 @@ impl Agent {
         });
     }
 
+    /// Resident memory of the agent's process, now and at most.
+    pub(crate) fn memory(&self) -> String {
+        let id = self.child.as_ref().expect("a running agent").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let wanted = |line: &&str| line.starts_with("VmRSS") || line.starts_with("VmHWM");
+        let lines: Vec<&str> = status.lines().filter(wanted).collect();
+        lines
+            .join(", ")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     fn log_file(&self) -> PathBuf {
         self.folder.path().join("agent.log")
     }
