@@ -99,6 +99,13 @@ fn refusals(agent: &Agent) {
     assert_eq!(partial[0]["error_code"], "UNKNOWN_MIRROR");
     assert_eq!(partial[1]["mirror_status"], "PAUSED");
     assert_eq!(agent.cli(&["mirror", "resume", "app.c"]).code, 0);
+    // Thousands of names fit into one call.
+    let many: Vec<String> = (0..4_000)
+        .map(|n| format!("no-such-topic-{n:06}"))
+        .collect();
+    let mut pause = vec!["mirror", "pause", "--output", "json"];
+    pause.extend(many.iter().map(String::as_str));
+    assert_eq!(changed(&agent.cli(&pause), 5).len(), many.len());
     let rehearsed = agent.cli(&[
         "mirror",
         "failover",

@@ -288,9 +288,11 @@ impl Inner {
         equal: &HashSet<Arc<str>>,
     ) -> Vec<Arc<str>> {
         let mut done = Vec::new();
+        // A failover of the region that came in between reports these mirrors as its own.
+        let stopped = self.stop.is_cancelled();
         let mut topics = self.topics();
         for topic in topics.iter_mut().filter(|t| held.contains(&t.name())) {
-            if topic.promoting && equal.contains(&topic.name()) {
+            if topic.promoting && !stopped && equal.contains(&topic.name()) {
                 topic.promoting = false;
                 done.push(topic.name());
             }
