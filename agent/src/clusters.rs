@@ -127,5 +127,6 @@ fn sasl(
             .map_err(|e: standfast_wire::Error| ClusterError::Invalid(e.to_string()))?,
         username: username.clone(),
         password: password.expose().to_owned().into(),
+        token: None,
     })
 }

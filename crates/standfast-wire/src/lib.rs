@@ -26,6 +26,7 @@ mod raw;
 mod retry;
 mod sasl;
 mod tls;
+mod token;
 
 pub use cluster::{Cluster, CoordinatorKind};
 pub use connection::{Connection, ConnectionState, IN_FLIGHT_MAX};
@@ -37,3 +38,4 @@ pub use login::{Login, SharedLogin};
 pub use metadata::{BrokerId, Metadata, PartitionMetadata, TopicMetadata, TopicPartition};
 pub use options::{ClusterOptions, HostPort, Pem, SaslMechanism, SaslOptions, TlsOptions};
 pub use raw::{ApiVersionTable, RawConnection};
+pub use token::TokenSource;

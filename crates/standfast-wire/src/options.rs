@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::Error;
 use crate::login::{Login, SharedLogin};
+use crate::token::TokenSource;
 
 /// How to reach a cluster and how long to wait for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -200,6 +201,8 @@ pub struct SaslOptions {
     pub username: String,
     /// Password.
     pub password: SecretString,
+    /// Where tokens come from; needed for OAUTHBEARER, which uses neither name nor password.
+    pub token: Option<TokenSource>,
 }
 
 impl PartialEq for SaslOptions {
@@ -207,6 +210,7 @@ impl PartialEq for SaslOptions {
         self.mechanism == other.mechanism
             && self.username == other.username
             && self.password.expose_secret() == other.password.expose_secret()
+            && self.token == other.token
     }
 }
 
@@ -216,6 +220,7 @@ impl fmt::Debug for SaslOptions {
             .field("mechanism", &self.mechanism)
             .field("username", &self.username)
             .field("password", &"***")
+            .field("token", &self.token)
             .finish()
     }
 }
@@ -229,6 +234,8 @@ pub enum SaslMechanism {
     ScramSha256,
     /// Challenge and response with SHA-512.
     ScramSha512,
+    /// A token that somebody else has signed (RFC 7628, KIP-255). The token itself is sent: use it over TLS only.
+    OAuthBearer,
 }
 
 impl SaslMechanism {
@@ -238,6 +245,7 @@ impl SaslMechanism {
             Self::Plain => "PLAIN",
             Self::ScramSha256 => "SCRAM-SHA-256",
             Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::OAuthBearer => "OAUTHBEARER",
         }
     }
 }
@@ -246,14 +254,19 @@ impl FromStr for SaslMechanism {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        [Self::Plain, Self::ScramSha256, Self::ScramSha512]
-            .into_iter()
-            .find(|mechanism| mechanism.name().eq_ignore_ascii_case(text))
-            .ok_or_else(|| Error::Options {
-                setting: "sasl_mechanism",
-                reason: format!(
-                    "{text:?} is not supported; use PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
-                ),
-            })
+        [
+            Self::Plain,
+            Self::ScramSha256,
+            Self::ScramSha512,
+            Self::OAuthBearer,
+        ]
+        .into_iter()
+        .find(|mechanism| mechanism.name().eq_ignore_ascii_case(text))
+        .ok_or_else(|| Error::Options {
+            setting: "sasl_mechanism",
+            reason: format!(
+                "{text:?} is not supported; use PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+            ),
+        })
     }
 }

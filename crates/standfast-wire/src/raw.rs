@@ -182,7 +182,7 @@ impl RawConnection {
                 names.join(", ")
             )));
         }
-        let mut exchange = sasl::Exchange::new(options).map_err(failed)?;
+        let mut exchange = sasl::Exchange::new(options).await.map_err(failed)?;
         let version = self.versions.negotiate::<SaslAuthenticateRequest>()?;
         let mut message = exchange.step(None).map_err(failed)?;
         for _ in 0..sasl::ROUNDS_MAX {

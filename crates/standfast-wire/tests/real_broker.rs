@@ -606,6 +606,7 @@ async fn sasl_plain_and_scram() {
             mechanism,
             username: username.to_owned(),
             password: SecretString::from(password.to_owned()),
+            token: None,
         }),
         ..options(&kafka.sasl_bootstrap().unwrap())
     };

@@ -61,6 +61,7 @@ pub fn login(authority: &Authority, user: &str, password: &str) -> Login {
             mechanism: SaslMechanism::ScramSha512,
             username: user.to_owned(),
             password: SecretString::from(password.to_owned()),
+            token: None,
         }),
     }
 }
