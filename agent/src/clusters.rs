@@ -1,8 +1,12 @@
 //! From a cluster's entry and its credentials to the options of a connection.
 
 use standfast_discovery::{ClusterEntry, SecurityProtocol};
-use standfast_secrets::{Credentials, Pem, SecretPath, SecretsHandle};
-use standfast_wire::{ClusterOptions, HostPort, Login, SaslMechanism, SaslOptions, TlsOptions};
+use standfast_secrets::{Credentials, Pem, SecretPath, SecretString, SecretsHandle};
+use standfast_wire::{
+    ClusterOptions, HostPort, Login, SaslMechanism, SaslOptions, TlsOptions, TokenSource,
+};
+
+use crate::oauth::ClientCredentials;
 
 /// Kafka's default when neither the entry nor the secret names one.
 const DEFAULT_MECHANISM: SaslMechanism = SaslMechanism::Plain;
@@ -121,12 +125,35 @@ fn sasl(
         .sasl_mechanism
         .as_deref()
         .or(entry.sasl_mechanism.as_deref());
-    let mechanism = named.map_or(Ok(DEFAULT_MECHANISM), str::parse);
+    let mechanism = named
+        .map_or(Ok(DEFAULT_MECHANISM), str::parse)
+        .map_err(|e: standfast_wire::Error| ClusterError::Invalid(e.to_string()))?;
+    let token = (mechanism == SaslMechanism::OAuthBearer)
+        .then(|| token_source(credentials, username, password))
+        .transpose()?;
     Ok(SaslOptions {
-        mechanism: mechanism
-            .map_err(|e: standfast_wire::Error| ClusterError::Invalid(e.to_string()))?,
+        mechanism,
         username: username.clone(),
         password: password.expose().to_owned().into(),
-        token: None,
+        token,
     })
+}
+
+fn token_source(
+    credentials: &Credentials,
+    client_id: &str,
+    client_secret: &SecretString,
+) -> Result<TokenSource, ClusterError> {
+    let Some(endpoint) = &credentials.oauth_token_endpoint else {
+        return Err(ClusterError::Invalid(
+            "sasl_mechanism OAUTHBEARER needs oauth_token_endpoint in the secret".to_owned(),
+        ));
+    };
+    let asked = ClientCredentials {
+        endpoint: ClientCredentials::endpoint(endpoint).map_err(ClusterError::Invalid)?,
+        client_id: client_id.to_owned(),
+        client_secret: client_secret.clone(),
+        scope: credentials.oauth_scope.clone(),
+    };
+    Ok(asked.source())
 }

@@ -11,6 +11,7 @@ mod failover;
 mod http;
 mod logging;
 mod metrics;
+mod oauth;
 
 use std::process::ExitCode;
 

@@ -257,7 +257,7 @@ fn limits_are_checked() {
         (
             "k1.east:9092\"",
             "k1.east:9092\"\nsasl_mechanism = \"GSSAPI\"",
-            "use PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+            "use PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER",
         ),
     ] {
         let found = changed(from, to);

@@ -18,8 +18,12 @@ pub struct Credentials {
     pub username: Option<String>,
     /// SASL password. Present if and only if `username` is.
     pub password: Option<SecretString>,
-    /// SASL mechanism, upper case: `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`.
+    /// SASL mechanism, upper case: `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`.
     pub sasl_mechanism: Option<String>,
+    /// Where tokens for `OAUTHBEARER` are asked for, with `username` and `password` as client id and secret (RFC 6749, 4.4).
+    pub oauth_token_endpoint: Option<String>,
+    /// Scope asked for there.
+    pub oauth_scope: Option<String>,
     /// Certificates of the authorities that sign the brokers' certificates.
     pub ssl_ca: Option<Pem>,
     /// Client certificate chain. Present if and only if `ssl_key` is.
@@ -39,6 +43,8 @@ impl Credentials {
         self.username == other.username
             && self.password == other.password
             && self.sasl_mechanism == other.sasl_mechanism
+            && self.oauth_token_endpoint == other.oauth_token_endpoint
+            && self.oauth_scope == other.oauth_scope
             && self.ssl_ca == other.ssl_ca
             && self.ssl_certificate == other.ssl_certificate
             && self.ssl_key == other.ssl_key
@@ -63,6 +69,8 @@ impl Credentials {
             sasl_mechanism: values
                 .take(Field::Mechanism)
                 .map(|name| name.trim().to_ascii_uppercase()),
+            oauth_token_endpoint: values.take(Field::TokenEndpoint),
+            oauth_scope: values.take(Field::Scope),
             ssl_ca: values.take_pem(Field::Ca, "CERTIFICATE").map_err(fault)?,
             ssl_certificate: values
                 .take_pem(Field::Certificate, "CERTIFICATE")
@@ -107,6 +115,8 @@ enum Field {
     Username,
     Password,
     Mechanism,
+    TokenEndpoint,
+    Scope,
     Ca,
     Certificate,
     Key,
@@ -114,10 +124,12 @@ enum Field {
 }
 
 impl Field {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Username,
         Self::Password,
         Self::Mechanism,
+        Self::TokenEndpoint,
+        Self::Scope,
         Self::Ca,
         Self::Certificate,
         Self::Key,
@@ -127,8 +139,17 @@ impl Field {
     /// Accepted names, lower case and with `_`. The first is the name used in texts.
     fn names(self) -> &'static [&'static str] {
         match self {
-            Self::Username => &["username", "sasl_username"],
-            Self::Password => &["password", "sasl_password"],
+            Self::Username => &["username", "sasl_username", "sasl_oauthbearer_client_id"],
+            Self::Password => &[
+                "password",
+                "sasl_password",
+                "sasl_oauthbearer_client_secret",
+            ],
+            Self::TokenEndpoint => &[
+                "oauth_token_endpoint",
+                "sasl_oauthbearer_token_endpoint_url",
+            ],
+            Self::Scope => &["oauth_scope", "sasl_oauthbearer_scope"],
             Self::Mechanism => &["sasl_mechanism", "sasl_mechanisms"],
             Self::Ca => &["ssl_ca", "ssl_ca_pem", "ssl_truststore_certificates"],
             Self::Certificate => &[

@@ -32,9 +32,11 @@
 //!
 //! | Meaning | Names |
 //! |---|---|
-//! | SASL user name | `username`, `sasl.username` |
-//! | SASL password | `password`, `sasl.password` |
+//! | SASL user name, OAuth client id | `username`, `sasl.username`, `sasl.oauthbearer.client.id` |
+//! | SASL password, OAuth client secret | `password`, `sasl.password`, `sasl.oauthbearer.client.secret` |
 //! | SASL mechanism | `sasl.mechanism`, `sasl.mechanisms` |
+//! | OAuth token endpoint | `oauth_token_endpoint`, `sasl.oauthbearer.token.endpoint.url` |
+//! | OAuth scope | `oauth_scope`, `sasl.oauthbearer.scope` |
 //! | trusted authorities, PEM | `ssl_ca`, `ssl.ca.pem`, `ssl.truststore.certificates` |
 //! | client certificate chain, PEM | `ssl_certificate`, `ssl.certificate.pem`, `ssl.keystore.certificate.chain` |
 //! | client private key, PEM | `ssl_key`, `ssl.key.pem`, `ssl.keystore.key` |

@@ -38,4 +38,5 @@ pub use login::{Login, SharedLogin};
 pub use metadata::{BrokerId, Metadata, PartitionMetadata, TopicMetadata, TopicPartition};
 pub use options::{ClusterOptions, HostPort, Pem, SaslMechanism, SaslOptions, TlsOptions};
 pub use raw::{ApiVersionTable, RawConnection};
+pub use secrecy::ExposeSecret;
 pub use token::TokenSource;

@@ -29,7 +29,11 @@ impl TokenSource {
         }
     }
 
-    pub(crate) async fn token(&self) -> Result<SecretString, String> {
+    /// A token for one connection.
+    ///
+    /// # Errors
+    /// Why there is none; the text holds no secret.
+    pub async fn token(&self) -> Result<SecretString, String> {
         (self.fetch)().await
     }
 }
