@@ -174,8 +174,9 @@ impl PartitionStatus {
         &self,
         partition: i32,
         destination_end: Result<i64, String>,
+        aborted: Result<usize, String>,
     ) -> PartitionLag {
-        let stopped = self.describe_stopped("", partition, true, destination_end, Ok(0));
+        let stopped = self.describe_stopped("", partition, true, destination_end, aborted);
         PartitionLag {
             lag: stopped.rpo_records,
             lag_seconds: stopped.rpo_seconds,
@@ -207,15 +208,19 @@ impl PartitionStatus {
                 Some(trouble.map_or_else(|| text.clone(), |t| format!("{t}; {text}"))),
             ),
         };
-        let (aborted_transactions, error) = match aborted {
-            Ok(count) => (count, error),
-            Err(text) => {
-                let text = format!("transactions mirrored in part may still be open: {text}");
-                (
-                    0,
-                    Some(error.map_or_else(|| text.clone(), |e| format!("{e}; {text}"))),
-                )
-            }
+        let aborted_transactions = *aborted.as_ref().unwrap_or(&0);
+        let note = match aborted {
+            Ok(0) => None,
+            Ok(count) => Some(format!(
+                "{count} transactions of the source were mirrored in part and are aborted on the destination"
+            )),
+            Err(text) => Some(format!(
+                "a transaction that was mirrored in part may still be open on the destination: {text}"
+            )),
+        };
+        let error = match (error, note) {
+            (Some(error), Some(note)) => Some(format!("{error}; {note}")),
+            (error, note) => error.or(note),
         };
         StoppedMirror {
             aborted_transactions,

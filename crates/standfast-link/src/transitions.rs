@@ -282,13 +282,13 @@ impl LinkHandle {
                 .await
                 .map_err(|e| e.to_string())?;
             let ends = calls::log_ends(destination, &ids).await;
-            // After the log ends were noted: an abort marker is no part of the source's log. What cannot be aborted is logged there.
-            let _: HashMap<_, _> =
+            // After the log ends were noted: an abort marker is no part of the source's log.
+            let aborted =
                 transactions::abort_open(destination, &self.inner.options.name, &ids).await;
-            Ok((ends, ids))
+            Ok((ends, ids, aborted))
         };
         let late = || Err(format!("no answer within {LOG_ENDS_MAX:?}"));
-        let (ends, ids) = match tokio::time::timeout(LOG_ENDS_MAX, ends)
+        let (ends, ids, mut aborted) = match tokio::time::timeout(LOG_ENDS_MAX, ends)
             .await
             .unwrap_or_else(|_| late())
         {
@@ -297,7 +297,7 @@ impl LinkHandle {
                 for (name, refusal) in stopped.iter().map(unknown(text)) {
                     refused.entry(name).or_insert(refusal);
                 }
-                (HashMap::new(), Vec::new())
+                (HashMap::new(), Vec::new(), HashMap::new())
             }
         };
         let mut changes = self.changes(topics, refused);
@@ -327,7 +327,8 @@ impl LinkHandle {
                     .cloned()
                     .unwrap_or_else(|| Err("the destination named no log end".to_owned()));
                 let Some(status) = status else { continue };
-                lags.push(status.describe_after_stop(id.partition, end));
+                let open = aborted.remove(id).unwrap_or(Ok(0));
+                lags.push(status.describe_after_stop(id.partition, end, open));
             }
             if !lags.is_empty() {
                 lags.sort_by_key(|lag| lag.partition);
