@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::calls::{self, LogRange};
 use crate::description::MirrorTopicError;
 use crate::partition::{Doubt, Failure, PartitionId, Side};
+use crate::refusal;
 use crate::seed;
 use crate::shard::Context;
 use crate::status::PartitionStatus;
@@ -181,6 +182,20 @@ async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
             let mut doubt =
                 Doubt::source(format!("the source does not know topic {:?}", &*id.topic));
             doubt.error = MirrorTopicError::SourceTopicMayBeDeleted;
+            return Err(Refusal::Later(doubt));
+        }
+        // So a broker names a topic that the link's user may not describe.
+        Some(found) if found.is_nil() && !request.source_topic_id.is_nil() => {
+            let metadata = request.context.source.metadata();
+            let code = metadata.topics.get(&*id.topic).and_then(|t| t.error);
+            let mut doubt = Doubt::source(format!(
+                "the source does not tell the id of topic {:?} ({code:?})",
+                &*id.topic
+            ));
+            if code.is_some_and(refusal::is_authorization) {
+                doubt.error = MirrorTopicError::AuthorizationError;
+                doubt.text = format!("{}: {}", refusal::AUTHORIZATION, doubt.text);
+            }
             return Err(Refusal::Later(doubt));
         }
         Some(found) if found != request.source_topic_id => {
