@@ -8,11 +8,14 @@ mod acls;
 mod budget;
 mod calls;
 mod classify;
+mod codec;
+mod compare;
 mod contain;
 mod description;
 mod discover;
 mod error;
 mod fetcher;
+mod filler;
 mod filters;
 mod gap;
 mod groups;
@@ -26,6 +29,7 @@ mod options;
 mod partition;
 mod paused;
 mod promote;
+mod records;
 mod refusal;
 mod rest;
 mod rewrite;
@@ -46,6 +50,7 @@ pub use description::{
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,
 };
 pub use error::Error;
+pub use filler::{FILLER_HEADER, FILLER_KEY, is_filler_record};
 pub use filters::{Filter, FilterType, PatternType, admits, excludes, is_internal};
 pub use handle::LinkHandle;
 pub use lifecycle::{

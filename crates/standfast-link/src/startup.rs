@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use standfast_wire::BrokerId;
-use standfast_wire::batch::{HEADER_LEN, RawBatch};
+use standfast_wire::batch::RawBatch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::calls::{self, LogRange};
+use crate::compare;
 use crate::description::MirrorTopicError;
+use crate::filler::{self, Mark};
 use crate::partition::{Doubt, Failure, PartitionId, Side};
 use crate::refusal;
 use crate::seed;
@@ -101,7 +103,12 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
             warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
             destination_log.end
         }
-        Some(last) if seed::is_filler(&last) => {
+        // Filler of a link behind this one is compared like any batch.
+        Some(last)
+            if filler::mark_of(&last) == Some(Mark::Seed)
+                && (last.header.producer_id == producer_id
+                    || destination_log.end <= source_log.start) =>
+        {
             if destination_log.end > source_log.start {
                 return Err(truncated(format!(
                     "the destination was filled up to offset {}, but the source's log now starts at {}: it is not the log that this mirror began with",
@@ -309,16 +316,7 @@ async fn compare(
         }
         return Err(foreign(last, source_log, destination_log).into());
     }
-    let at = last.header.base_offset.max(source_log.start);
-    let original = calls::batch_at(&request.context.source, &request.id, at)
-        .await
-        .map_err(source)?;
-    let Some(original) = original else {
-        return Err(Refusal::Later(Doubt::source(format!(
-            "the source answered no batch at offset {at}"
-        ))));
-    };
-    match difference(&original, last) {
+    match compare::contradiction(request, last, source_log.start, producer_id).await? {
         None => Ok(()),
         Some(what) => Err(diverged(format!(
             "the last batch on the destination (offsets {} to {}, producer id {}) is not the source's: {what}",
@@ -328,33 +326,4 @@ async fn compare(
         ))
         .into()),
     }
-}
-
-/// What differs in anything that mirroring keeps.
-fn difference(source: &RawBatch, mirror: &RawBatch) -> Option<String> {
-    let (s, m) = (&source.header, &mirror.header);
-    if let Some(outcome) = transactions::outcome(source) {
-        // A marker has the time and the coordinator of its own cluster.
-        let same = s.base_offset == m.base_offset && transactions::outcome(mirror) == Some(outcome);
-        return (!same).then(|| format!("the source has a {outcome:?} marker"));
-    }
-    let differ = |what: &str, s: i64, m: i64| {
-        (s != m).then(|| format!("{what} is {s} on the source, {m} on the destination"))
-    };
-    differ("base offset", s.base_offset, m.base_offset)
-        .or_else(|| {
-            differ(
-                "last offset delta",
-                s.last_offset_delta.into(),
-                m.last_offset_delta.into(),
-            )
-        })
-        .or_else(|| differ("record count", s.record_count.into(), m.record_count.into()))
-        .or_else(|| differ("first timestamp", s.base_timestamp, m.base_timestamp))
-        .or_else(|| differ("largest timestamp", s.max_timestamp, m.max_timestamp))
-        .or_else(|| differ("attributes", s.attributes.0.into(), m.attributes.0.into()))
-        .or_else(|| {
-            (source.bytes.get(HEADER_LEN..) != mirror.bytes.get(HEADER_LEN..))
-                .then(|| "the record bytes differ".to_owned())
-        })
 }
