@@ -1,6 +1,6 @@
 //! Whether the destination's last batch is what this link makes of the source's log there. Start-up goes on only if nothing contradicts it.
 
-use standfast_wire::batch::{HEADER_LEN, RawBatch, sequence_of};
+use standfast_wire::batch::{HEADER_LEN, RawBatch};
 
 use crate::calls;
 use crate::classify::{self, Hole, Kind};
@@ -66,10 +66,7 @@ async fn batch_at(request: &Request, offset: i64) -> Result<RawBatch, Refusal> {
 
 /// Stamped as this link stamps what it writes outside transactions.
 fn is_ours(batch: &RawBatch, producer_id: i64) -> bool {
-    let header = &batch.header;
-    header.producer_id == producer_id
-        && header.producer_epoch == 0
-        && header.base_sequence == sequence_of(header.base_offset)
+    batch.header.producer_id == producer_id && batch.header.producer_epoch == 0
 }
 
 /// The first record of the source below `end`, from batch `at` on.
