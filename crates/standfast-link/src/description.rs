@@ -70,7 +70,7 @@ pub enum MirrorTopicError {
     SourcePartitionsDecreased,
     /// The source's log ends before the mirrored position, or its retention took records before they were mirrored.
     UnexpectedTruncation,
-    /// The source holds something that this engine cannot reproduce (transactions, compaction gaps, LogAppendTime, formats before v2).
+    /// The source holds something that this engine cannot reproduce (formats before v2, a rewritten batch of a transaction, a batch that is too large to decode).
     UnsupportedMessageFormat,
     /// The destination holds something that did not come from the source. Ours, not Confluent's: they have no such check.
     Diverged,
