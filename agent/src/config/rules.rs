@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use standfast_discovery::{ClusterEntry, ClusterName};
-use standfast_link::{LinkName, MIN_GROUP_SYNC_INTERVAL, admits, excludes, is_internal};
+use standfast_link::{LinkName, MIN_GROUP_SYNC_INTERVAL, admits_topic, excludes, is_internal};
 use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
 
@@ -290,7 +290,7 @@ fn found_by_another<'l>(
     let others = links.iter().filter_map(|entry| entry.value.as_ref());
     others
         .filter(|other| other.name != link.name && other.destination == link.destination)
-        .find(|other| admits(&other.topic_filters, topic))
+        .find(|other| admits_topic(&other.topic_filters, topic))
         .map(|other| other.name.as_str())
 }
 

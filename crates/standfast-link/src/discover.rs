@@ -38,7 +38,7 @@ fn add_found(inner: &Inner, metadata: &Metadata) {
         .filter(|(_, topic)| topic.error.is_none() && !topic.is_internal)
         .map(|(name, _)| name)
         .filter(|name| !known.contains(*name))
-        .filter(|name| filters::admits(&inner.options.topic_filters, name))
+        .filter(|name| filters::admits_topic(&inner.options.topic_filters, name))
         .collect();
     for name in &found {
         info!(link = %inner.options.name, topic = %name, "a filter takes this topic of the source, mirroring it");

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// In a LITERAL filter: every name.
 const ANY: &str = "*";
 
+/// How the names of Kafka Streams' own topics end.
+const STREAMS: [&str; 2] = ["-changelog", "-repartition"];
+
 /// How a filter's name is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -56,6 +59,18 @@ pub fn admits(filters: &[Filter], name: &str) -> bool {
     !is_internal(name) && any(FilterType::Include) && !any(FilterType::Exclude)
 }
 
+/// As [`admits`], for topics: those that Kafka Streams keeps for itself (`…-changelog`, `…-repartition`) are taken only by a LITERAL INCLUDE filter of their whole name. A Streams
+/// application rebuilds them from its input; mirrored, they would be ahead of or behind the group offsets that go with them.
+pub fn admits_topic(filters: &[Filter], name: &str) -> bool {
+    let named = |filter: &Filter| {
+        filter.filter_type == FilterType::Include
+            && filter.pattern_type == PatternType::Literal
+            && filter.name == name
+    };
+    let of_streams = STREAMS.iter().any(|end| name.ends_with(end));
+    admits(filters, name) && (!of_streams || filters.iter().any(named))
+}
+
 /// Whether an EXCLUDE filter matches `name`.
 pub fn excludes(filters: &[Filter], name: &str) -> bool {
     filters
@@ -104,6 +119,28 @@ mod tests {
                 assert_eq!(admits(&filters, name), taken, "{name}");
             }
             filters.reverse();
+        }
+    }
+
+    #[test]
+    fn topics_of_kafka_streams_are_taken_by_their_whole_name_only() {
+        use FilterType::{Exclude, Include};
+        use PatternType::{Literal, Prefixed};
+        let name = "billing-store-changelog";
+        for wide in [
+            filter("*", Literal, Include),
+            filter("billing", Prefixed, Include),
+        ] {
+            assert!(admits_topic(std::slice::from_ref(&wide), "billing-orders"));
+            assert!(!admits_topic(std::slice::from_ref(&wide), name));
+            assert!(!admits_topic(
+                std::slice::from_ref(&wide),
+                "billing-by-key-repartition"
+            ));
+            let mut filters = vec![wide, filter(name, Literal, Include)];
+            assert!(admits_topic(&filters, name));
+            filters.push(filter("billing-store", Prefixed, Exclude));
+            assert!(!admits_topic(&filters, name));
         }
     }
 

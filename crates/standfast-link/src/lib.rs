@@ -32,6 +32,7 @@ mod promote;
 mod records;
 mod refusal;
 mod rest;
+mod retention;
 mod rewrite;
 mod seed;
 mod shard;
@@ -51,7 +52,7 @@ pub use description::{
 };
 pub use error::Error;
 pub use filler::{FILLER_HEADER, FILLER_KEY, is_filler_record};
-pub use filters::{Filter, FilterType, PatternType, admits, excludes, is_internal};
+pub use filters::{Filter, FilterType, PatternType, admits, admits_topic, excludes, is_internal};
 pub use handle::LinkHandle;
 pub use lifecycle::{
     Lifecycle, MirrorChange, RunningState, TopicState, TransitionErrorCode, Wanted,

@@ -135,7 +135,8 @@ impl RunningState {
     pub fn mirrors(&self, named: &[String], filters: &[Filter]) -> Vec<String> {
         let known: HashSet<&str> = named.iter().map(String::as_str).collect();
         let further = self.topics.iter().filter(|(name, topic)| {
-            !known.contains(name.as_str()) && (topic.created || filters::admits(filters, name))
+            !known.contains(name.as_str())
+                && (topic.created || filters::admits_topic(filters, name))
         });
         let names = named.iter().chain(further.map(|(name, _)| name));
         names.cloned().collect()

@@ -20,7 +20,7 @@ use crate::partition::Side;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
-use crate::{Error, acls, groups, guard, identity, paused, refusal};
+use crate::{Error, acls, groups, guard, identity, paused, refusal, retention};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -211,7 +211,11 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
     ));
     jobs.spawn(until_stopped(
         Arc::clone(inner),
-        paused::keep(Arc::clone(inner), context),
+        paused::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        retention::keep(Arc::clone(inner), context),
     ));
     Ok(Some(Running { jobs, threads }))
 }

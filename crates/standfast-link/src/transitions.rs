@@ -136,7 +136,8 @@ impl LinkHandle {
         let (go, mut refused) = self.sort_out(topics, Transition::Create);
         let options = &self.inner.options;
         let unlisted = go.iter().map(|t| &**t).filter(|t| {
-            !options.topics.iter().any(|n| n == t) && !filters::admits(&options.topic_filters, t)
+            !options.topics.iter().any(|n| n == t)
+                && !filters::admits_topic(&options.topic_filters, t)
         });
         self.lifecycle().note(unlisted, true);
         self.lifecycle()

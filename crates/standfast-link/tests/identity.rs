@@ -222,16 +222,21 @@ async fn a_source_whose_log_starts_later_is_seeded() {
     let (from, to) = (connect(source).await, connect(destination).await);
     append_some(&from, "seeded", 0, 100).await;
     append_some(&from, "seeded", 1, 10).await;
-    let start = 777;
-    from.delete_records(&[(standfast_wire::TopicPartition::new("seeded", 0), start)])
-        .await[0]
-        .1
-        .as_ref()
-        .unwrap();
+    let delete_before = async |offset| {
+        from.delete_records(&[(standfast_wire::TopicPartition::new("seeded", 0), offset)])
+            .await[0]
+            .1
+            .as_ref()
+            .unwrap();
+    };
+    delete_before(777).await;
     let running = Running::start(link_options("seeded", source, destination, &["seeded"]));
     running.wait_caught_up(&from, "seeded").await;
-    // The log start lies inside the batch of offsets 770 to 779, which is mirrored whole.
-    assert_eq!(log_starts(&to, "seeded").await, [770, 0]);
+    // The log start lies inside the batch of offsets 770 to 779, which is mirrored whole; then the log start is followed.
+    wait_for("the same log start", async || {
+        log_starts(&to, "seeded").await == [777, 0]
+    })
+    .await;
     let end = log_ends(&from, "seeded").await[0];
     let (theirs, ours) = (
         read_all(&from, "seeded", 0).await,
@@ -250,6 +255,19 @@ async fn a_source_whose_log_starts_later_is_seeded() {
             .zip(&ours)
             .all(|(a, b)| a.bytes[61..] == b.bytes[61..])
     );
+    // Retention goes on at the source while the mirror runs, and takes all in the end.
+    for start in [845, end] {
+        delete_before(start).await;
+        wait_for("the source's log start is followed", async || {
+            log_starts(&to, "seeded").await == [start, 0]
+        })
+        .await;
+    }
+    running.end().await;
+    // A start from an empty log whose offsets go on.
+    let running = Running::start(link_options("seeded", source, destination, &["seeded"]));
+    append_some(&from, "seeded", 0, 5).await;
+    running.wait_caught_up(&from, "seeded").await;
     running.end().await;
 }
 
