@@ -51,13 +51,18 @@ pub(crate) async fn log_ends(
     cluster: &Cluster,
     ids: &[PartitionId],
 ) -> HashMap<PartitionId, Result<i64, String>> {
-    let questions: Vec<_> = ids
-        .iter()
-        .map(|id| (id.clone(), OffsetSpec::Latest))
-        .collect();
-    let answers = cluster
-        .list_offsets(&questions, Isolation::ReadUncommitted)
-        .await;
+    log_offsets(cluster, ids, OffsetSpec::Latest, Isolation::ReadUncommitted).await
+}
+
+/// One offset of each log, or why it is not known.
+pub(crate) async fn log_offsets(
+    cluster: &Cluster,
+    ids: &[PartitionId],
+    spec: OffsetSpec,
+    isolation: Isolation,
+) -> HashMap<PartitionId, Result<i64, String>> {
+    let questions: Vec<_> = ids.iter().map(|id| (id.clone(), spec)).collect();
+    let answers = cluster.list_offsets(&questions, isolation).await;
     answers
         .into_iter()
         .map(|(id, listed)| (id, listed.map(|l| l.offset).map_err(|e| e.to_string())))
@@ -66,23 +71,12 @@ pub(crate) async fn log_ends(
 
 /// The partitions in which a transaction is open.
 pub(crate) async fn undecided(cluster: &Cluster, ids: &[PartitionId]) -> Vec<PartitionId> {
-    let ask = |isolation| async move {
-        let questions: Vec<_> = ids
-            .iter()
-            .map(|id| (id.clone(), OffsetSpec::Latest))
-            .collect();
-        let answers = cluster.list_offsets(&questions, isolation).await;
-        let known = answers
-            .into_iter()
-            .filter_map(|(id, listed)| Some((id, listed.ok()?.offset)));
-        known.collect::<HashMap<_, _>>()
-    };
     // The last stable offset first: what is decided in between is not taken for open.
-    let stable = ask(Isolation::ReadCommitted).await;
-    let ends = ask(Isolation::ReadUncommitted).await;
+    let stable = log_offsets(cluster, ids, OffsetSpec::Latest, Isolation::ReadCommitted).await;
+    let ends = log_ends(cluster, ids).await;
     let open = ends
         .into_iter()
-        .filter(|(id, end)| stable.get(id).is_some_and(|s| s < end));
+        .filter(|(id, end)| matches!((stable.get(id), end), (Some(Ok(s)), Ok(end)) if s < end));
     open.map(|(id, _)| id).collect()
 }
 

@@ -10,6 +10,7 @@ use standfast_wire::admin::OffsetSpec;
 use standfast_wire::fetch::Isolation;
 use tracing::{debug, info, warn};
 
+use crate::calls;
 use crate::description::PartitionState;
 use crate::link::Inner;
 use crate::partition::PartitionId;
@@ -81,18 +82,18 @@ async fn follow(inner: &Inner, context: &Context, told: &mut HashMap<PartitionId
 }
 
 async fn log_starts(cluster: &Cluster, ids: &[PartitionId]) -> HashMap<PartitionId, i64> {
-    let questions: Vec<_> = ids
-        .iter()
-        .map(|id| (id.clone(), OffsetSpec::Earliest))
-        .collect();
-    let answers = cluster
-        .list_offsets(&questions, Isolation::ReadUncommitted)
-        .await;
+    let answers = calls::log_offsets(
+        cluster,
+        ids,
+        OffsetSpec::Earliest,
+        Isolation::ReadUncommitted,
+    )
+    .await;
     let mut starts = HashMap::new();
-    for (id, listed) in answers {
-        match listed {
-            Ok(listed) => {
-                starts.insert(id, listed.offset);
+    for (id, start) in answers {
+        match start {
+            Ok(start) => {
+                starts.insert(id, start);
             }
             Err(error) => debug!(partition = %id, %error, "log start not known"),
         }

@@ -238,16 +238,7 @@ impl Cluster {
             binding.resource,
             binding.name
         );
-        match ResponseError::try_from_code(code) {
-            None => Ok(()),
-            Some(code) => Err(Error::server(
-                &self.bootstrap(),
-                api,
-                Some(&subject),
-                code,
-                message,
-            )),
-        }
+        self.outcome(api, &subject, code, message)
     }
 }
 

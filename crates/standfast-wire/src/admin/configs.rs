@@ -9,7 +9,7 @@ use kafka_protocol::protocol::Request;
 
 use super::str_bytes;
 use crate::cluster::Cluster;
-use crate::error::{Error, ResponseError};
+use crate::error::Error;
 use crate::metadata::BrokerId;
 
 /// What has configs.
@@ -202,16 +202,7 @@ impl Cluster {
             ConfigResource::Topic(name) => format!("topic {name}"),
             ConfigResource::Broker(id) => format!("broker {id}"),
         };
-        match ResponseError::try_from_code(code) {
-            None => Ok(()),
-            Some(code) => Err(Error::server(
-                &self.bootstrap(),
-                api,
-                Some(&subject),
-                code,
-                message,
-            )),
-        }
+        self.outcome(api, &subject, code, message)
     }
 }
 

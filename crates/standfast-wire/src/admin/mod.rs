@@ -39,6 +39,26 @@ pub type PerPartition<T> = Vec<(TopicPartition, Result<T, Error>)>;
 type Answers<Q, T> = Vec<(TopicPartition, Q, Result<T, Error>)>;
 
 impl Cluster {
+    /// What a broker's code and words say about `subject`.
+    fn outcome(
+        &self,
+        api: &'static str,
+        subject: &str,
+        code: i16,
+        message: Option<&str>,
+    ) -> Result<(), Error> {
+        match ResponseError::try_from_code(code) {
+            None => Ok(()),
+            Some(code) => Err(Error::server(
+                &self.bootstrap(),
+                api,
+                Some(subject),
+                code,
+                message,
+            )),
+        }
+    }
+
     /// Asks the leader of each partition, all leaders at the same time. `ask` sends one request about many partitions and
     /// must return one answer for each of them.
     async fn per_leader<Q, T, A, F>(

@@ -149,16 +149,7 @@ impl Cluster {
         code: i16,
         message: Option<&str>,
     ) -> Result<(), Error> {
-        match ResponseError::try_from_code(code) {
-            None => Ok(()),
-            Some(code) => Err(Error::server(
-                &self.bootstrap(),
-                api,
-                Some(&format!("topic {name}")),
-                code,
-                message,
-            )),
-        }
+        self.outcome(api, &format!("topic {name}"), code, message)
     }
 
     /// The one result of a call about one thing.
