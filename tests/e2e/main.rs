@@ -4,6 +4,7 @@ mod bad_input;
 mod crash;
 mod divergence;
 mod failover;
+mod filler;
 mod identity;
 mod outages;
 mod switchover;

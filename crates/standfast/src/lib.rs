@@ -100,7 +100,7 @@ pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder};
 pub use producer::{
     DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DeliveryFuture, FailoverProducer, ProducerBuilder,
 };
-pub use record::{Delivery, Header, ID_HEADER, Record, RecordId};
+pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
 pub use stats::Stats;
 
 pub use standfast_discovery as discovery;

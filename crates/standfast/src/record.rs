@@ -11,6 +11,21 @@ use uuid::Uuid;
 /// Name of the header that carries the [`RecordId`].
 pub const ID_HEADER: &str = "standfast-id";
 
+/// Key of the link's filler records, and name of their one header; a wire format shared with the link engine.
+pub(crate) const FILLER: &str = "standfast.filler";
+
+/// Whether a record is filler: the link engine writes it on a mirror where compaction has left no record on the source, so
+/// that offsets stay the same. The wrapper's consumers leave it out; one without the wrapper can ask this.
+pub fn is_filler<'a>(
+    key: Option<&[u8]>,
+    payload: Option<&[u8]>,
+    header_names: impl IntoIterator<Item = &'a str>,
+) -> bool {
+    key == Some(FILLER.as_bytes())
+        && payload.is_none()
+        && header_names.into_iter().eq(std::iter::once(FILLER))
+}
+
 /// Bytes that a record takes beyond key, payload and headers, for the producer's accounting: id header and bookkeeping.
 const RECORD_OVERHEAD: usize = 128;
 

@@ -49,6 +49,8 @@ counters! {
     records_unresolved,
     /// Records handed to the application.
     records_consumed,
+    /// Filler records of the link that were not shown to the application.
+    filler_hidden,
     /// Records read ahead and thrown away because the partition had moved to another cluster or member.
     records_discarded,
     /// Acks that did not count, because the record does not exist on the present cluster or the partition has gone.

@@ -18,6 +18,11 @@ pub(super) enum Item {
         partition: Arc<Partition>,
         message: Message,
     },
+    /// The link's filler at this offset: moves the position, is not shown.
+    Filler {
+        partition: Arc<Partition>,
+        offset: i64,
+    },
     Failure(Error),
 }
 
@@ -137,7 +142,7 @@ impl Item {
     fn size(&self) -> usize {
         match self {
             Self::Record { message, .. } => message.size(),
-            Self::Failure(_) => 0,
+            Self::Filler { .. } | Self::Failure(_) => 0,
         }
     }
 }

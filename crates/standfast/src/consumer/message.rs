@@ -7,7 +7,7 @@ use rdkafka::message::{BorrowedMessage, Message as _, Timestamp};
 use standfast_discovery::{ClusterName, Epoch};
 
 use super::partition::Partition;
-use crate::record::{Header, ID_HEADER, RecordId};
+use crate::record::{FILLER, Header, ID_HEADER, RecordId, is_filler};
 
 /// Bytes that a message takes beyond key, payload and headers, for the accounting of what is read ahead.
 const MESSAGE_OVERHEAD: usize = 160;
@@ -124,6 +124,12 @@ impl Message {
         &self.source.cluster
     }
 
+    /// Whether it is filler of the link; seen only with [`show_filler`](crate::ConsumerBuilder::show_filler).
+    pub fn is_filler(&self) -> bool {
+        let headers = self.headers.iter().map(|header| header.key.as_str());
+        is_filler(self.key(), self.payload(), headers)
+    }
+
     pub(super) fn size(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers: usize = self
@@ -133,4 +139,14 @@ impl Message {
             .sum();
         MESSAGE_OVERHEAD + len(&self.key) + len(&self.payload) + headers
     }
+}
+
+/// The same for a record that is still librdkafka's; its headers are read only if key and value fit.
+pub(super) fn is_link_filler(message: &BorrowedMessage<'_>) -> bool {
+    if message.payload().is_some() || message.key() != Some(FILLER.as_bytes()) {
+        return false;
+    }
+    let headers = crate::ffi::headers(message);
+    let names = headers.iter().map(|header| header.key.as_str());
+    is_filler(message.key(), message.payload(), names)
 }

@@ -61,6 +61,7 @@ pub struct ConsumerBuilder {
     read_ahead_records: usize,
     read_ahead_bytes: usize,
     show_id_header: bool,
+    show_filler: bool,
 }
 
 impl ConsumerBuilder {
@@ -74,6 +75,7 @@ impl ConsumerBuilder {
             read_ahead_records: DEFAULT_READ_AHEAD_RECORDS,
             read_ahead_bytes: DEFAULT_READ_AHEAD_BYTES,
             show_id_header: false,
+            show_filler: false,
         }
     }
 
@@ -110,6 +112,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Hands out the link's filler too ([`is_filler`](crate::is_filler)): records that hold the place of offsets at which
+    /// compaction had left none on the source. They carry no data.
+    pub fn show_filler(mut self, show: bool) -> Self {
+        self.show_filler = show;
+        self
+    }
+
     /// Starts reading. It does not wait for the cluster.
     ///
     /// # Errors
@@ -138,6 +147,7 @@ impl ConsumerBuilder {
             policy: self.policy,
             commit_interval: self.commit_interval,
             show_id_header: self.show_id_header,
+            show_filler: self.show_filler,
             mailbox: Mailbox::new(self.read_ahead_records, self.read_ahead_bytes),
             table: Mutex::new(Table::default()),
             blocked: AtomicBool::new(false),
@@ -244,6 +254,16 @@ impl FailoverConsumer {
             while let Some(item) = self.local.pop_front() {
                 let (partition, message) = match item {
                     Item::Failure(error) => return Poll::Ready(Some(Err(error))),
+                    Item::Filler { partition, offset } => {
+                        let passed = partition.pass(offset);
+                        let counter = if passed {
+                            &counters.filler_hidden
+                        } else {
+                            &counters.records_discarded
+                        };
+                        add(counter, 1);
+                        continue;
+                    }
                     Item::Record { partition, message } => (partition, message),
                 };
                 match partition.hand_out(message.offset, message.source.generation) {
@@ -298,6 +318,7 @@ pub(crate) struct ConsumerShared {
     policy: MissingOffset,
     commit_interval: Duration,
     show_id_header: bool,
+    show_filler: bool,
     mailbox: Mailbox,
     table: Mutex<Table>,
     /// The application forgot to acknowledge; see `wait_for_acks`.

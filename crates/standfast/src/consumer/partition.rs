@@ -109,6 +109,16 @@ impl Partition {
         HandOut::Yes
     }
 
+    /// Goes past a record that the application is not shown. False if the assignment has ended.
+    pub(crate) fn pass(&self, offset: i64) -> bool {
+        let mut progress = self.lock();
+        if progress.stage != Stage::Live || offset < progress.next {
+            return false;
+        }
+        progress.next = offset + 1;
+        true
+    }
+
     /// Marks a record as processed; false if that does not count any more.
     pub(crate) fn acknowledge(&self, offset: i64, generation: u64) -> bool {
         let successor = {
@@ -243,6 +253,20 @@ mod tests {
         assert!(!p.acknowledge(14, 2), "another generation's record");
         assert!(p.acknowledge(14, 1));
         assert_eq!(p.commit_point(), 15);
+    }
+
+    #[test]
+    fn what_is_passed_needs_no_acknowledgement() {
+        let p = partition(10, 10..11);
+        assert!(p.pass(11) && p.pass(12));
+        assert_eq!((p.next(), p.commit_point()), (13, 10));
+        assert!(!p.acknowledge(11, 1), "never handed out");
+        assert!(p.acknowledge(10, 1));
+        assert_eq!(p.commit_point(), 13);
+        assert!(!p.pass(12), "behind the position");
+        p.freeze();
+        assert!(!p.pass(13));
+        assert_eq!(p.commit_point(), 13);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::ConsumerShared;
 use super::assignment::Assignment;
 use super::context::{WorkerContext, retire};
 use super::mailbox::Item;
-use super::message::{Message, Source};
+use super::message::{Message, Source, is_link_filler};
 use super::start::MissingOffset;
 use crate::client_config::{self, Role};
 use crate::client_log::ClientLog;
@@ -316,16 +316,21 @@ impl Loop {
                 if let Some(partition) =
                     state.read(message.topic(), message.partition(), message.offset())
                 {
-                    let copy = Message::copy(
-                        &message,
-                        partition,
-                        &context.source,
-                        self.shared.show_id_header,
-                    );
-                    self.batch.push_back(Item::Record {
-                        partition: Arc::clone(partition),
-                        message: copy,
-                    });
+                    let partition = Arc::clone(partition);
+                    let item = if !self.shared.show_filler && is_link_filler(&message) {
+                        Item::Filler {
+                            partition,
+                            offset: message.offset(),
+                        }
+                    } else {
+                        let show_id = self.shared.show_id_header;
+                        let copy = Message::copy(&message, &partition, &context.source, show_id);
+                        Item::Record {
+                            partition,
+                            message: copy,
+                        }
+                    };
+                    self.batch.push_back(item);
                 } else {
                     add(&self.shared.fleet.counters.records_discarded, 1);
                 }

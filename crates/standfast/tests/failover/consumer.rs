@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use standfast::{FailoverConsumer, FleetEvent, Message, MissingOffset, StartReason};
 
-use crate::harness::{EAST, SOON, WEST, World, event, produce_plain, until};
+use crate::harness::{EAST, SOON, WEST, World, event, produce_filler, produce_plain, until};
 
 async fn next(consumer: &mut FailoverConsumer) -> Message {
     tokio::time::timeout(SOON, consumer.next())
@@ -89,6 +89,50 @@ async fn reading_goes_on_at_the_own_position() {
     }
     until("the commit on east", || committed(&bootstrap) == Some(100)).await;
     assert_eq!(fleet.snapshot().acks_ignored, 0);
+}
+
+/// Filler of the link is not shown, but for who asks; the group's offset goes past it, also where nothing follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn filler_is_not_shown() {
+    let world = World::start(1).await;
+    let bootstrap = world.west.bootstrap();
+    produce_filler(&bootstrap, "orders", 0, 3);
+    produce_plain(&bootstrap, "orders", 0, numbers(3..5));
+    produce_filler(&bootstrap, "orders", 0, 2);
+    let fleet = world.connect().await;
+    let subscribe = |group: &str, show: bool| {
+        fleet
+            .consumer(group)
+            .on_missing_offset(MissingOffset::Earliest)
+            .show_filler(show)
+    };
+    let mut consumer = subscribe("billing", false)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    for n in 3..5 {
+        let message = next(&mut consumer).await;
+        assert_eq!((message.offset(), payload(&message)), (n, n.to_string()));
+        consumer.ack(&message).expect("ack");
+    }
+    // The filler at the end is passed while the application waits for the next record.
+    tokio::select! {
+        message = consumer.next() => panic!("filler was shown: {message:?}"),
+        () = until("a commit past the filler", || committed(&bootstrap) == Some(7)) => {}
+    }
+    assert_eq!(fleet.snapshot().filler_hidden, 5);
+
+    let mut curious = subscribe("audit", true)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    for n in 0..7 {
+        let message = next(&mut curious).await;
+        assert_eq!(
+            (message.offset(), message.is_filler()),
+            (n, !(3..5).contains(&n))
+        );
+    }
 }
 
 /// The consumer has read further than the mirror: it goes back to the handoff and reads what the new cluster has there.

@@ -282,3 +282,29 @@ pub(crate) fn produce_plain(
     }
     producer.flush(SOON).expect("flush");
 }
+
+/// Produces `count` filler records as the link engine writes them.
+pub(crate) fn produce_filler(bootstrap: &str, topic: &str, partition: i32, count: usize) {
+    use rdkafka::ClientConfig;
+    use rdkafka::message::{Header, OwnedHeaders};
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .create()
+        .expect("producer");
+    for _ in 0..count {
+        let header = Header {
+            key: "standfast.filler",
+            value: None::<&[u8]>,
+        };
+        let record = BaseRecord::<str, [u8]>::to(topic)
+            .partition(partition)
+            .key("standfast.filler")
+            .headers(OwnedHeaders::new().insert(header));
+        producer
+            .send(record)
+            .map_err(|(error, _)| error)
+            .expect("send");
+    }
+    producer.flush(SOON).expect("flush");
+}
