@@ -91,6 +91,9 @@ pub(crate) struct LinkStatus {
     pub(crate) mirror_count: usize,
     /// The largest lag of any partition, in records.
     pub(crate) max_lag: Option<i64>,
+    /// Most bytes per second that are read from the source; `null`: no limit.
+    #[serde(default)]
+    pub(crate) rate_limit: Option<u64>,
     /// `null` if the link carries no ACLs over.
     #[serde(default)]
     pub(crate) acl_sync: Option<AclSyncDescription>,

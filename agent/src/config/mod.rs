@@ -3,6 +3,7 @@
 //! Unknown keys are errors everywhere, and every mistake found is reported together: see [`load`].
 
 mod acl_sync;
+mod byte_rate;
 mod document;
 mod problems;
 mod rules;
@@ -18,6 +19,7 @@ use standfast_link::Filter;
 use standfast_secrets::SecretsOptions;
 
 pub(crate) use acl_sync::AclSyncSection;
+pub(crate) use byte_rate::ByteRate;
 pub(crate) use problems::ConfigError;
 
 use document::Document;
@@ -87,6 +89,9 @@ pub(crate) struct LinkSection {
     /// Upper bound of the memory for records in flight.
     #[serde(default)]
     pub(crate) memory_mib: Option<usize>,
+    /// Most bytes of record data per second that are read from the source; without it, no limit.
+    #[serde(default)]
+    pub(crate) rate_limit: Option<ByteRate>,
     /// How often group offsets are carried over.
     #[serde(default, deserialize_with = "optional_duration")]
     pub(crate) group_sync_interval: Option<Duration>,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use standfast_discovery::{ClusterEntry, ClusterName};
-use standfast_link::{LinkName, MIN_GROUP_SYNC_INTERVAL, admits_topic, excludes, is_internal};
+use standfast_link::{
+    LinkName, MIN_GROUP_SYNC_INTERVAL, MIN_RATE_LIMIT, admits_topic, excludes, is_internal,
+};
 use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
 
@@ -270,6 +272,14 @@ pub(super) fn check_links(
             problem(
                 "memory_mib",
                 format!("is below {MEMORY_MIB_MIN}; give the link more memory"),
+            );
+        }
+        if link.rate_limit.is_some_and(|rate| rate.0 < MIN_RATE_LIMIT) {
+            problem(
+                "rate_limit",
+                format!(
+                    "is below {MIN_RATE_LIMIT} bytes per second; give the link more, or pause it"
+                ),
             );
         }
         if link.replication_factor.is_some_and(|factor| factor < 1) {

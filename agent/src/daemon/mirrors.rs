@@ -416,6 +416,7 @@ fn link_status(link: &LinkControl) -> LinkStatus {
         link_error: description.link_error.clone(),
         mirror_count: link.mirror_names().len(),
         max_lag: lags.max(),
+        rate_limit: description.rate_limit,
         acl_sync: description.acl_sync.clone(),
     }
 }

@@ -191,6 +191,12 @@ pub struct LinkDescription {
     pub destination_cluster_id: Option<String>,
     /// Producer id on the destination that all engines of this link share.
     pub producer_id: Option<i64>,
+    /// Bytes of record data per second that may be read from the source; `None`: no limit.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
+    /// Seconds that reading was held back by the rate limit, summed over all readers of the link.
+    #[serde(default)]
+    pub throttled_seconds: f64,
     /// One entry per mirror topic, in the order of the options.
     pub mirrors: Vec<MirrorDescription>,
     /// One entry per consumer group, in the order of the options.

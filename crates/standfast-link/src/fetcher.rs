@@ -3,6 +3,7 @@
 //! Reading goes on ahead of the acknowledgements, bounded per partition and by the shard's memory budget.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,16 +112,18 @@ struct Asked {
 
 impl Fetcher {
     async fn copy(mut self, wake: &FetcherWake) -> Option<String> {
-        let (budget, max_bytes, overdue) = {
+        let (budget, rate, max_bytes, overdue) = {
             let borrowed = self.shard.borrow();
             let fetch = &borrowed.context.options.fetch;
             (
                 Rc::clone(&borrowed.budget),
+                Arc::clone(&borrowed.context.rate),
                 fetch.max_bytes,
                 fetch.max_wait + OVERDUE,
             )
         };
         loop {
+            rate.ready().await;
             let permit = budget.reserve(max_bytes).await;
             if self.expires_at.is_some_and(|at| Instant::now() >= at) {
                 return None;
@@ -145,6 +148,7 @@ impl Fetcher {
                     ));
                 }
             };
+            rate.took(frame.len());
             permit.resize(frame.len());
             if let Err(text) = self.take_in(frame, &asked, &Rc::new(permit)) {
                 return Some(text);
@@ -158,7 +162,8 @@ impl Fetcher {
         self.correlation_id = self.correlation_id.wrapping_add(1);
         let borrowed = self.shard.borrow();
         let options = &borrowed.context.options;
-        let partition_max_bytes = bounded(options.fetch.partition_max_bytes);
+        let rate = &borrowed.context.rate;
+        let partition_max_bytes = bounded(rate.slice(options.fetch.partition_max_bytes));
         let mut held_back = false;
         let mut asked = Vec::new();
         let mut topics: Vec<FetchTopic> = Vec::new();
@@ -205,7 +210,7 @@ impl Fetcher {
             } else {
                 max_wait_ms
             },
-            max_bytes: bounded(options.fetch.max_bytes),
+            max_bytes: bounded(rate.slice(options.fetch.max_bytes)),
             topics,
             ..FetchRequest::default()
         };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use standfast_wire::Cluster;
 use tokio::sync::oneshot;
+use tracing::info;
 
 use crate::description::{
     GroupDescription, LagNow, LinkDescription, MirrorDescription, StoppedMirror,
@@ -16,7 +17,7 @@ use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
-use crate::{Error, acls, calls, groups, metrics, transactions};
+use crate::{Error, acls, calls, groups, metrics, rate, transactions};
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
 pub(crate) const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
@@ -53,6 +54,8 @@ impl LinkHandle {
             source_cluster_id: inner.source.get().map(|c| c.cluster_id().to_owned()),
             destination_cluster_id: inner.destination.get().map(|c| c.cluster_id().to_owned()),
             producer_id: (id >= 0).then_some(id),
+            rate_limit: inner.rate.get(),
+            throttled_seconds: inner.rate.waited().as_secs_f64(),
             mirrors,
             groups: inner.groups().clone(),
             acl_sync: inner
@@ -258,6 +261,18 @@ impl LinkHandle {
         let (source, destination) = self.both_clusters()?;
         groups::sync(&self.inner, source, destination).await;
         Ok(self.inner.groups().clone())
+    }
+
+    /// Sets the most bytes of record data per second that the link reads from its source (`None`: no limit), from now until it is set again or the
+    /// link is started again with its options. Takes effect at once.
+    ///
+    /// # Errors
+    /// The limit is below [`MIN_RATE_LIMIT`](crate::MIN_RATE_LIMIT).
+    pub fn set_rate_limit(&self, bytes_per_second: Option<u64>) -> Result<(), Error> {
+        rate::check(bytes_per_second)?;
+        self.inner.rate.set(bytes_per_second);
+        info!(link = %self.inner.options.name, ?bytes_per_second, "rate limit set");
+        Ok(())
     }
 
     /// Registers the link's metrics; they are read at each scrape.

@@ -29,6 +29,7 @@ mod options;
 mod partition;
 mod paused;
 mod promote;
+mod rate;
 mod records;
 mod refusal;
 mod rest;
@@ -62,6 +63,7 @@ pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
     MIN_GROUP_SYNC_INTERVAL, ProduceOptions,
 };
+pub use rate::MIN_RATE_LIMIT;
 pub use transitions::Transition;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,

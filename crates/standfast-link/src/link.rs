@@ -17,6 +17,7 @@ use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
 use crate::options::LinkOptions;
 use crate::partition::Side;
+use crate::rate::RateLimit;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
@@ -46,6 +47,7 @@ pub(crate) struct Inner {
     pub(crate) producer_id: Arc<AtomicI64>,
     /// Cancelled by a stop of the mirrors: nothing is written to the destination any more, by any part.
     pub(crate) stop: CancellationToken,
+    pub(crate) rate: Arc<RateLimit>,
     /// A command changed what is wanted of the mirrors.
     pub(crate) look_again: Notify,
     shards: Mutex<Vec<mpsc::Sender<Command>>>,
@@ -82,6 +84,7 @@ impl Link {
             })
             .collect();
         let inner = Arc::new(Inner {
+            rate: Arc::new(RateLimit::new(options.rate_limit)),
             options: Arc::new(options),
             source: OnceLock::new(),
             destination: OnceLock::new(),
@@ -172,6 +175,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         source,
         destination,
         producer_id: Arc::clone(&inner.producer_id),
+        rate: Arc::clone(&inner.rate),
         control: tokio::runtime::Handle::current(),
         slow_paths: Arc::new(Semaphore::new(MAX_SLOW)),
     };

@@ -46,6 +46,21 @@ fn family(
     Ok(())
 }
 
+fn single(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: &Unit,
+    row: Option<([(&'static str, String); 1], f64)>,
+) -> fmt::Result {
+    let kind = ConstGauge::new(0f64);
+    let mut metric = encoder.encode_descriptor(name, help, Some(unit), kind.metric_type())?;
+    match row {
+        Some((labels, value)) => ConstGauge::new(value).encode(metric.encode_family(&labels)?),
+        None => Ok(()),
+    }
+}
+
 impl collector::Collector for Collector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let link = self.0.describe();
@@ -104,6 +119,25 @@ impl collector::Collector for Collector {
             "1 if the partition stopped for good and needs a person.",
             None,
             &failed,
+        )?;
+        let link_row = |value: f64| {
+            let labels = [("link", link.link_name.clone())];
+            (labels, value)
+        };
+        let limit = link.rate_limit.map(|limit| link_row(limit as f64));
+        single(
+            &mut encoder,
+            "standfast_link_rate_limit",
+            "Most bytes of record data per second that are read from the source; absent without a limit.",
+            &Unit::Other("bytes_per_second".to_owned()),
+            limit,
+        )?;
+        single(
+            &mut encoder,
+            "standfast_link_throttled",
+            "Time that reading was held back by the rate limit, summed over all readers.",
+            &Unit::Seconds,
+            Some(link_row(link.throttled_seconds)),
         )?;
         let up = ConstGauge::new(i64::from(link.link_state == LinkState::Active));
         let mut metric = encoder.encode_descriptor(

@@ -7,7 +7,7 @@ use standfast_wire::ClusterOptions;
 
 use crate::acls::{self, AclSyncOptions};
 use crate::filters::{self, Filter};
-use crate::{Error, Lifecycle};
+use crate::{Error, Lifecycle, rate};
 
 /// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
 pub const MAX_IN_FLIGHT: usize = 5;
@@ -166,6 +166,9 @@ pub struct LinkOptions {
     pub guard_interval: Duration,
     /// Replication factor of created topics. `None`: the source's, or the number of destination brokers if that is smaller.
     pub replication_factor: Option<i16>,
+    /// Bytes of record data per second that may be read from the source, over all topics; `None`: no limit. Changed on a running link by
+    /// [`LinkHandle::set_rate_limit`](crate::LinkHandle::set_rate_limit).
+    pub rate_limit: Option<u64>,
     /// Waits between tries.
     pub backoff: BackoffOptions,
 }
@@ -196,6 +199,7 @@ impl LinkOptions {
             metadata_refresh: Duration::from_secs(30),
             guard_interval: Duration::from_millis(400),
             replication_factor: None,
+            rate_limit: None,
             backoff: BackoffOptions::default(),
         }
     }
@@ -213,6 +217,7 @@ impl LinkOptions {
         if self.group_sync_interval < MIN_GROUP_SYNC_INTERVAL {
             return invalid("group_sync_interval", "must be at least 1s");
         }
+        rate::check(self.rate_limit)?;
         if let Some(sync) = &self.acl_sync {
             if sync.interval < acls::MIN_INTERVAL {
                 return invalid("acl_sync.interval", "must be at least 1s");

@@ -27,6 +27,7 @@ use crate::description::{MirrorTopicError, PartitionState};
 use crate::fetcher::{self, FetcherWake};
 use crate::options::LinkOptions;
 use crate::partition::{Doubt, Failure, Partition, PartitionId, Side, Verdict};
+use crate::rate::RateLimit;
 use crate::rest::{self, RestOrder};
 use crate::slow;
 use crate::startup::{self, Refusal, Started};
@@ -104,6 +105,7 @@ pub(crate) struct Context {
     pub(crate) source: Cluster,
     pub(crate) destination: Cluster,
     pub(crate) producer_id: Arc<AtomicI64>,
+    pub(crate) rate: Arc<RateLimit>,
     /// The runtime of the control plane.
     pub(crate) control: tokio::runtime::Handle,
     /// One permit per partition that is at work on the slow path.

@@ -24,7 +24,7 @@ use crate::{calls, gap, rewrite, transactions};
 pub(crate) const MAX_SLOW: usize = 64;
 
 /// Bytes asked for at a time. One batch is always answered, however large it is.
-const FETCH_BYTES: i32 = 256 << 10;
+const FETCH_BYTES: usize = 256 << 10;
 
 /// How long the source may wait for records before it answers with none.
 const FETCH_WAIT: Duration = Duration::from_millis(100);
@@ -233,8 +233,13 @@ impl<'a> SlowPath<'a> {
                 tokio::time::sleep(FINISH).await;
             }
         };
+        let rate = &self.request.context.rate;
+        let fetched = async {
+            rate.ready().await;
+            self.source.fetch(self.request, from).await
+        };
         let fetched = tokio::select! {
-            fetched = self.source.fetch(self.request, from) => fetched?,
+            fetched = fetched => fetched?,
             () = stopped_for_good => return Err(stopped()),
         };
         self.request.status.source_answered(fetched.high_watermark);
@@ -429,13 +434,15 @@ impl Source {
     async fn fetch(&mut self, request: &Request, offset: i64) -> Result<Fetched, Refusal> {
         let lost = |text: String| Refusal::Later(Doubt::source(format!("Fetch: {text}")));
         self.correlation_id = self.correlation_id.wrapping_add(1);
+        let most = request.context.rate.slice(FETCH_BYTES);
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
         let asked = fetch::encode(
             self.correlation_id,
             &request.context.options.source.client_id,
             self.version,
             &FetchRequest {
                 max_wait_ms: i32::try_from(FETCH_WAIT.as_millis()).unwrap_or(i32::MAX),
-                max_bytes: FETCH_BYTES,
+                max_bytes: most,
                 // Up to the last stable offset: the outcome of every transaction is then known.
                 isolation: Isolation::ReadCommitted,
                 topics: vec![FetchTopic {
@@ -446,7 +453,7 @@ impl Source {
                         current_leader_epoch: -1,
                         offset,
                         last_fetched_epoch: -1,
-                        max_bytes: FETCH_BYTES,
+                        max_bytes: most,
                     }],
                 }],
                 ..FetchRequest::default()
@@ -460,6 +467,7 @@ impl Source {
             Ok(frame) => frame.map_err(source)?,
             Err(_) => return Err(lost(format!("no answer within {FETCH_OVERDUE:?}"))),
         };
+        request.context.rate.took(frame.len());
         let response = fetch::decode(frame, self.version).map_err(source)?;
         if response.correlation_id != self.correlation_id {
             return Err(lost("the answer belongs to another request".to_owned()));

@@ -39,6 +39,7 @@ pub(super) fn link_options(
     options.group_filters.clone_from(&section.group_filters);
     options.acl_sync = section.acl_sync.as_ref().and_then(AclSyncSection::options);
     options.replication_factor = section.replication_factor;
+    options.rate_limit = section.rate_limit.map(|rate| rate.0);
     if let Some(mib) = section.memory_mib {
         options.memory_bytes = mib << 20;
     }
