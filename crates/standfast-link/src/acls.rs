@@ -106,17 +106,30 @@ pub struct AclSyncDescription {
 
 /// Carries ACLs over at every interval, and at once when a mirror is stopped or started.
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
-    let Some(options) = inner.options.acl_sync.clone() else {
-        return std::future::pending().await;
-    };
-    let mut tick = tokio::time::interval(options.interval);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut lifecycle = inner.options.lifecycle.subscribe();
+    let mut settings = inner.live.subscribe();
     let mut created = BTreeSet::new();
+    let mut first = true;
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            changed = lifecycle.changed() => if changed.is_err() { return },
+        let Some(options) = inner.live().acl_sync.clone() else {
+            if settings.changed().await.is_err() {
+                return;
+            }
+            first = true;
+            continue;
+        };
+        if !std::mem::take(&mut first) {
+            tokio::select! {
+                () = tokio::time::sleep(options.interval) => {}
+                changed = lifecycle.changed() => if changed.is_err() { return },
+                changed = settings.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    first = true;
+                    continue;
+                }
+            }
         }
         let mut description = inner.acls().clone();
         match sync(&inner, &options, &context, &mut created).await {
@@ -175,7 +188,7 @@ async fn sync(
 
 /// The whole link was stopped by a failover: what is withheld is released, from what stands on the destination alone.
 pub(crate) async fn release(inner: &Inner, destination: &Cluster) {
-    if inner.options.acl_sync.is_none() {
+    if inner.live().acl_sync.is_none() {
         return;
     }
     let link = inner.options.name.as_str();

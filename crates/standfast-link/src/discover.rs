@@ -21,7 +21,7 @@ pub(crate) async fn source_topics(
     inner: &Inner,
     source: &Cluster,
 ) -> Result<Arc<Metadata>, standfast_wire::Error> {
-    if !inner.options.topic_filters.is_empty() && !inner.options.lifecycle.is_paused() {
+    if !inner.live().topic_filters.is_empty() && !inner.options.lifecycle.is_paused() {
         add_found(inner, &source.all_topics().await?);
     }
     let names = inner.topic_names();
@@ -31,6 +31,8 @@ pub(crate) async fn source_topics(
 
 fn add_found(inner: &Inner, metadata: &Metadata) {
     let mut topics = inner.topics();
+    // Read under the lock: an update of the filters cannot come in between.
+    let live = inner.live();
     let known: HashSet<Arc<str>> = topics.iter().map(Topic::name).collect();
     let found: Vec<&Arc<str>> = metadata
         .topics
@@ -38,7 +40,7 @@ fn add_found(inner: &Inner, metadata: &Metadata) {
         .filter(|(_, topic)| topic.error.is_none() && !topic.is_internal)
         .map(|(name, _)| name)
         .filter(|name| !known.contains(*name))
-        .filter(|name| filters::admits_topic(&inner.options.topic_filters, name))
+        .filter(|name| filters::admits_topic(&live.topic_filters, name))
         .collect();
     for name in &found {
         info!(link = %inner.options.name, topic = %name, "a filter takes this topic of the source, mirroring it");

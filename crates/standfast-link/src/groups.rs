@@ -25,17 +25,17 @@ const GROUPS_AT_ONCE: usize = 8;
 
 /// Carries all groups over at every `group_sync_interval`.
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
-    if inner.options.groups.is_empty() && inner.options.group_filters.is_empty() {
-        return std::future::pending().await;
-    }
-    let mut tick = tokio::time::interval(inner.options.group_sync_interval);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut settings = inner.live.subscribe();
     loop {
-        tick.tick().await;
-        if inner.options.lifecycle.is_paused() {
-            continue;
+        let live = Arc::clone(&settings.borrow_and_update());
+        let none = live.groups.is_empty() && live.group_filters.is_empty();
+        if !none && !inner.options.lifecycle.is_paused() {
+            sync(&inner, &context.source, &context.destination).await;
         }
-        sync(&inner, &context.source, &context.destination).await;
+        tokio::select! {
+            () = tokio::time::sleep(live.group_sync_interval), if !none => {}
+            changed = settings.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) async fn sync(inner: &Inner, source: &Cluster, destination: &Cluster)
 /// The groups that are named, and those of the source that the filters take. A group that the source no longer has is forgotten, so that it is never
 /// created again on the destination.
 async fn wanted(inner: &Inner, source: &Cluster) -> Result<Vec<String>, standfast_wire::Error> {
-    let options = &inner.options;
+    let options = inner.live();
     let mut groups = options.groups.clone();
     if !options.group_filters.is_empty() {
         let found = source.list_groups().await?.into_iter();

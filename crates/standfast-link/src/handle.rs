@@ -58,11 +58,7 @@ impl LinkHandle {
             throttled_seconds: inner.rate.waited().as_secs_f64(),
             mirrors,
             groups: inner.groups().clone(),
-            acl_sync: inner
-                .options
-                .acl_sync
-                .as_ref()
-                .map(|_| inner.acls().clone()),
+            acl_sync: inner.live().acl_sync.as_ref().map(|_| inner.acls().clone()),
         }
     }
 

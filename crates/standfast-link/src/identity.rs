@@ -63,7 +63,7 @@ pub(crate) async fn keep(inner: Arc<Inner>, destination: Cluster) {
     let transactional_id = inner.options.name.transactional_id();
     let mut keep_alive_at = Instant::now() + FIRST_KEEP_ALIVE;
     loop {
-        tokio::time::sleep(inner.options.metadata_refresh).await;
+        tokio::time::sleep(inner.live().metadata_refresh).await;
         let due = Instant::now() >= keep_alive_at;
         let found = if due {
             calls::init_producer_id(&destination, &transactional_id).await

@@ -24,6 +24,7 @@ mod handle;
 mod identity;
 mod lifecycle;
 mod link;
+mod live;
 mod metrics;
 mod options;
 mod partition;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use standfast_wire::{Cluster, ClusterOptions};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -15,6 +15,7 @@ use crate::acls::AclSyncDescription;
 use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
 use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
+use crate::live::Live;
 use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::rate::RateLimit;
@@ -41,7 +42,9 @@ pub struct Link {
 /// What the control plane's jobs and the handles share.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// As the link was started. What can change while it runs is read from [`Inner::live`].
     pub(crate) options: Arc<LinkOptions>,
+    pub(crate) live: watch::Sender<Arc<Live>>,
     pub(crate) source: OnceLock<Cluster>,
     pub(crate) destination: OnceLock<Cluster>,
     pub(crate) producer_id: Arc<AtomicI64>,
@@ -85,6 +88,7 @@ impl Link {
             .collect();
         let inner = Arc::new(Inner {
             rate: Arc::new(RateLimit::new(options.rate_limit)),
+            live: watch::Sender::new(Arc::new(Live::of(&options))),
             options: Arc::new(options),
             source: OnceLock::new(),
             destination: OnceLock::new(),
@@ -266,6 +270,11 @@ impl Inner {
 
     pub(crate) fn topic_names(&self) -> Vec<Arc<str>> {
         self.topics().iter().map(Topic::name).collect()
+    }
+
+    /// The settings that can change while the link runs, as they are now.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.borrow())
     }
 
     /// The state in which a topic should rest; `None`: it should mirror.

@@ -18,12 +18,10 @@ use crate::shard::Context;
 
 /// Looks at all log starts at every `metadata_refresh`.
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
-    let mut tick = tokio::time::interval(inner.options.metadata_refresh);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut told = HashMap::new();
     loop {
-        tick.tick().await;
         follow(&inner, &context, &mut told).await;
+        tokio::time::sleep(inner.live().metadata_refresh).await;
     }
 }
 

@@ -238,7 +238,7 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
         let settled = look(&inner, &context).await;
         let pause = if settled {
             wait = inner.options.backoff.min;
-            inner.options.metadata_refresh
+            inner.live().metadata_refresh
         } else {
             let pause = wait;
             wait = (wait * 2).min(inner.options.backoff.max);
@@ -490,7 +490,7 @@ pub(crate) fn replication_factor(inner: &Inner, original: &TopicMetadata, broker
         .unwrap_or(1)
         .max(1);
     inner
-        .options
+        .live()
         .replication_factor
         .unwrap_or_else(|| i16::try_from(source.min(brokers.max(1))).unwrap_or(1))
 }

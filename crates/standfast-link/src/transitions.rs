@@ -134,7 +134,7 @@ impl LinkHandle {
     /// topic that is no longer a prefix of the source's is FAILED with DIVERGED, and nothing is written to it.
     pub async fn create(&self, topics: &[&str], deadline: Duration) -> Vec<MirrorChange> {
         let (go, mut refused) = self.sort_out(topics, Transition::Create);
-        let options = &self.inner.options;
+        let options = self.inner.live();
         let unlisted = go.iter().map(|t| &**t).filter(|t| {
             !options.topics.iter().any(|n| n == t)
                 && !filters::admits_topic(&options.topic_filters, t)

@@ -1,0 +1,125 @@
+//! What of a link's settings can change while it runs, and where its parts read it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Error;
+use crate::acls::AclSyncOptions;
+use crate::description::GroupDescription;
+use crate::filters::Filter;
+use crate::handle::LinkHandle;
+use crate::options::LinkOptions;
+use crate::topics::Topic;
+
+/// The settings that the control plane reads anew each time.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Live {
+    pub(crate) topics: Vec<String>,
+    pub(crate) topic_filters: Vec<Filter>,
+    pub(crate) groups: Vec<String>,
+    pub(crate) group_filters: Vec<Filter>,
+    pub(crate) acl_sync: Option<AclSyncOptions>,
+    pub(crate) group_sync_interval: Duration,
+    pub(crate) metadata_refresh: Duration,
+    pub(crate) replication_factor: Option<i16>,
+}
+
+impl Live {
+    pub(crate) fn of(options: &LinkOptions) -> Self {
+        Self {
+            topics: options.topics.clone(),
+            topic_filters: options.topic_filters.clone(),
+            groups: options.groups.clone(),
+            group_filters: options.group_filters.clone(),
+            acl_sync: options.acl_sync.clone(),
+            group_sync_interval: options.group_sync_interval,
+            metadata_refresh: options.metadata_refresh,
+            replication_factor: options.replication_factor,
+        }
+    }
+}
+
+impl LinkHandle {
+    /// Takes new settings over while the link runs: topics and filters (as long as no mirror goes away by it), groups, ACL filters, the intervals, the rate limit, and the
+    /// replication factor of topics that are created from now on.
+    ///
+    /// `Ok(false)`: something else differs too, or a mirror would go away; nothing was changed, and a new link must be started with these options. The
+    /// clusters and the lifecycle are not compared: they are those of the running link.
+    ///
+    /// # Errors
+    /// The options are not valid.
+    pub fn update(&self, options: &LinkOptions) -> Result<bool, Error> {
+        options.check()?;
+        let inner = &self.inner;
+        let state = inner.options.lifecycle.state();
+        let mirrors = state.mirrors(&options.topics, &options.topic_filters);
+        let mirrors: HashSet<&str> = mirrors.iter().map(String::as_str).collect();
+        let mut topics = inner.topics();
+        let known: HashSet<Arc<str>> = topics.iter().map(Topic::name).collect();
+        let stays = known.iter().all(|name| mirrors.contains(&**name));
+        if !stays || needs_restart(&inner.options, options) {
+            return Ok(false);
+        }
+        // In the order of the options; those that were there before keep their place.
+        for name in &options.topics {
+            if !known.contains(name.as_str()) {
+                topics.push(Topic::new(name));
+            }
+        }
+        inner.live.send_replace(Arc::new(Live::of(options)));
+        drop(topics);
+        let mut groups = inner.groups();
+        groups.retain(|g| {
+            options.groups.contains(&g.group)
+                || crate::filters::admits(&options.group_filters, &g.group)
+        });
+        for group in &options.groups {
+            if !groups.iter().any(|g| g.group == *group) {
+                groups.push(GroupDescription {
+                    group: group.clone(),
+                    ..GroupDescription::default()
+                });
+            }
+        }
+        drop(groups);
+        if inner.rate.get() != options.rate_limit {
+            self.set_rate_limit(options.rate_limit)?;
+        }
+        inner.look_again.notify_one();
+        Ok(true)
+    }
+}
+
+/// Whether anything differs that is fixed for as long as a link runs.
+fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
+    // Every setting is named, so that a new one is put on one side or the other.
+    let LinkOptions {
+        name,
+        source: _,
+        destination: _,
+        topics: _,
+        topic_filters: _,
+        groups: _,
+        group_filters: _,
+        acl_sync: _,
+        lifecycle: _,
+        memory_bytes,
+        shards,
+        fetch,
+        produce,
+        group_sync_interval: _,
+        metadata_refresh: _,
+        guard_interval,
+        replication_factor: _,
+        rate_limit: _,
+        backoff,
+    } = running;
+    *name != new.name
+        || *memory_bytes != new.memory_bytes
+        || *shards != new.shards
+        || *fetch != new.fetch
+        || *produce != new.produce
+        || *guard_interval != new.guard_interval
+        || *backoff != new.backoff
+}
