@@ -85,6 +85,16 @@ fn describe_one(printer: &Printer, mirror: &Mirror) -> Result<(), Failed> {
     ) {
         printer.line(format!("  {text}"))?;
     }
+    let configs = &description.config_sync;
+    if let Some(error) = &configs.error {
+        printer.line(format!("  configs not carried over: {error}"))?;
+    }
+    if let Some(last) = &configs.last_reverted {
+        printer.line(format!(
+            "  {} manual changes of configs taken back, the last: {last}",
+            configs.reverted_edits
+        ))?;
+    }
     let mut table = printer.table(&[
         "Partition",
         "Partition Mirror Lag",

@@ -230,6 +230,9 @@ async fn run(
     } else {
         print(printer, &changes)?;
     }
+    for (topic, warning) in warnings(&changes) {
+        printer.warn(format!("{topic}: {warning}"));
+    }
     let refused = changes.data.iter().filter(|c| c.error_code.is_some());
     let refused = refused.count();
     let all = changes.data.len();
@@ -247,6 +250,19 @@ async fn run(
         _ if refused == all => Exit::Refused,
         _ => Exit::FailoverIncomplete,
     })
+}
+
+/// Each once: most concern every topic of the call.
+fn warnings(changes: &MirrorChanges) -> Vec<(&str, &str)> {
+    let mut seen = std::collections::BTreeSet::new();
+    let all = changes.data.iter().flat_map(|change| {
+        let topic = change.mirror_topic_name.as_str();
+        change
+            .warnings
+            .iter()
+            .map(move |text| (topic, text.as_str()))
+    });
+    all.filter(|(_, text)| seen.insert(*text)).collect()
 }
 
 fn print(printer: &Printer, changes: &MirrorChanges) -> Result<(), Failed> {

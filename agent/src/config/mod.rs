@@ -95,6 +95,9 @@ pub(crate) struct LinkSection {
     /// How often group offsets are carried over.
     #[serde(default, deserialize_with = "optional_duration")]
     pub(crate) group_sync_interval: Option<Duration>,
+    /// Configs of the mirror topics that are left to the destination.
+    #[serde(default)]
+    pub(crate) config_exclude: Vec<String>,
     /// Which ACLs are carried over; without it, none.
     #[serde(default)]
     pub(crate) acl_sync: Option<AclSyncSection>,

@@ -266,6 +266,7 @@ fn without_link(
                 mirror_status: mirror.mirror_status,
                 error_code: refusal.as_ref().map(|(code, _)| *code),
                 error_message: refusal.map(|(_, text)| text),
+                warnings: Vec::new(),
                 mirror_lags: mirror.mirror_lags,
             }
         })

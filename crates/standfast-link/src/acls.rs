@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use standfast_wire::admin::{AclBinding, AclOperation, AclPattern, AclPermission, AclResource};
 use standfast_wire::{Cluster, Error as WireError};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::filters::PatternType;
@@ -25,9 +26,14 @@ use crate::status::now_ms;
 pub(crate) const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// A failover does not wait longer than this for the release of ACLs.
 pub(crate) const RELEASE_MAX: Duration = Duration::from_secs(3);
+/// Runs that were asked for and have not begun.
+const RUNS_ASKED_MAX: usize = 16;
 /// A topic name has no colon.
 const MARK: &str = "standfast:";
 const ANY_NAME: &str = "*";
+
+/// A run that was asked for; it is told how it went.
+pub(crate) type AclRun = oneshot::Sender<Result<(), String>>;
 
 /// Which ACLs are carried over.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,12 +114,17 @@ pub struct AclSyncDescription {
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
     let mut lifecycle = inner.options.lifecycle.subscribe();
     let mut settings = inner.live.subscribe();
+    let (runs, mut asked) = mpsc::channel(RUNS_ASKED_MAX);
+    inner.acl_runs.get_or_init(|| runs);
     let mut created = BTreeSet::new();
     let mut first = true;
     loop {
+        let mut answer: Option<AclRun> = None;
         let Some(options) = inner.live().acl_sync.clone() else {
-            if settings.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = settings.changed() => if changed.is_err() { return },
+                // Nothing is carried over, so nothing is missing.
+                Some(run) = asked.recv() => drop(run.send(Ok(()))),
             }
             first = true;
             continue;
@@ -122,6 +133,7 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
             tokio::select! {
                 () = tokio::time::sleep(options.interval) => {}
                 changed = lifecycle.changed() => if changed.is_err() { return },
+                run = asked.recv() => answer = run,
                 changed = settings.changed() => {
                     if changed.is_err() {
                         return;
@@ -132,7 +144,11 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
             }
         }
         let mut description = inner.acls().clone();
-        match sync(&inner, &options, &context, &mut created).await {
+        let outcome = sync(&inner, &options, &context, &mut created).await;
+        if let Some(answer) = answer {
+            let _ = answer.send(outcome.as_ref().map(|_| ()).map_err(String::clone));
+        }
+        match outcome {
             Ok(counts) => {
                 description = AclSyncDescription {
                     last_success_ms: Some(now_ms()),
@@ -148,6 +164,23 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
         }
         *inner.acls() = description;
     }
+}
+
+/// Carries the ACLs over now, instead of at the next interval.
+///
+/// # Errors
+/// Why they were not, in words.
+pub(crate) async fn run_now(inner: &Inner) -> Result<(), String> {
+    let Some(runs) = inner.acl_runs.get() else {
+        return match inner.live().acl_sync {
+            Some(_) => Err("the link has not connected yet".to_owned()),
+            None => Ok(()),
+        };
+    };
+    let ended = || "the link is stopping".to_owned();
+    let (answer, outcome) = oneshot::channel();
+    runs.send(answer).await.map_err(|_| ended())?;
+    outcome.await.map_err(|_| ended())?
 }
 
 async fn sync(

@@ -1,8 +1,9 @@
 //! The questions of the control plane, in the link's own terms.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use standfast_wire::admin::{CommittedOffset, ConfigResource, NewTopic, OffsetSpec};
+use standfast_wire::admin::{CommittedOffset, ConfigEntry, ConfigResource, NewTopic, OffsetSpec};
 use standfast_wire::batch::{RawBatch, RestampedBatch};
 use standfast_wire::fetch::Isolation;
 use standfast_wire::produce::{self, ProduceResult};
@@ -153,6 +154,17 @@ pub(crate) struct ConfigValue {
     pub(crate) is_topic_level: bool,
 }
 
+pub(crate) fn by_name(entries: Vec<ConfigEntry>) -> BTreeMap<String, ConfigValue> {
+    let valued = entries.into_iter().map(|c| {
+        let value = ConfigValue {
+            value: c.value,
+            is_topic_level: c.is_override,
+        };
+        (c.name, value)
+    });
+    valued.collect()
+}
+
 pub(crate) async fn topic_configs(
     cluster: &Cluster,
     topic: &str,
@@ -162,17 +174,28 @@ pub(crate) async fn topic_configs(
         .describe_configs(&[ConfigResource::Topic(topic.to_owned())])
         .await?
     {
-        configs.extend(described?.into_iter().map(|c| {
-            (
-                c.name,
-                ConfigValue {
-                    value: c.value,
-                    is_topic_level: c.is_override,
-                },
-            )
-        }));
+        configs.extend(by_name(described?));
     }
     Ok(configs)
+}
+
+/// The configs of several topics.
+pub(crate) async fn configs_of_topics(
+    cluster: &Cluster,
+    topics: &[Arc<str>],
+) -> Result<HashMap<Arc<str>, Result<BTreeMap<String, ConfigValue>, Error>>, Error> {
+    let resources: Vec<_> = topics
+        .iter()
+        .map(|name| ConfigResource::Topic(name.to_string()))
+        .collect();
+    let described = cluster.describe_configs(&resources).await?;
+    let named = described.into_iter().filter_map(|(resource, configs)| {
+        let ConfigResource::Topic(name) = resource else {
+            return None;
+        };
+        Some((Arc::from(name), configs.map(by_name)))
+    });
+    Ok(named.collect())
 }
 
 /// Creates a topic; one that another engine of the link has just created is fine.

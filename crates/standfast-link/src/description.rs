@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::acls::AclSyncDescription;
+use crate::configs::ConfigSyncDescription;
 
 /// State of the whole link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -123,6 +124,9 @@ pub struct MirrorDescription {
     pub error: Option<String>,
     /// When the state was entered, milliseconds since 1970.
     pub state_time_ms: i64,
+    /// What became of the topic's configs. Ours.
+    #[serde(default)]
+    pub config_sync: ConfigSyncDescription,
     /// One entry per partition, by partition number.
     pub mirror_lags: Vec<PartitionLag>,
 }

@@ -1,13 +1,14 @@
 //! Finding the source's topics, and creating many mirror topics with few requests.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use standfast_wire::admin::{ConfigResource, NewTopic};
 use standfast_wire::{Cluster, Metadata, ResponseError, TopicMetadata};
 use tracing::{debug, info};
 
-use crate::calls::ConfigValue;
+use crate::calls;
+use crate::configs;
 use crate::filters;
 use crate::link::Inner;
 use crate::shard::Context;
@@ -90,22 +91,17 @@ async fn create(
         let (Some((_, original)), Ok(configs)) = (original, configs) else {
             continue;
         };
-        let configs: BTreeMap<String, ConfigValue> = configs
-            .into_iter()
-            .map(|c| {
-                let value = ConfigValue {
-                    value: c.value,
-                    is_topic_level: c.is_override,
-                };
-                (c.name, value)
-            })
-            .collect();
+        let configs = calls::by_name(configs);
         let replication_factor = topics::replication_factor(inner, original, brokers);
         new.push(NewTopic {
             name,
             partitions: i32::try_from(original.partitions.len()).unwrap_or(i32::MAX),
             replication_factor,
-            configs: topics::mirror_configs(&configs, replication_factor),
+            configs: configs::at_creation(
+                &configs,
+                &inner.live().config_exclude,
+                replication_factor,
+            ),
         });
     }
     let results = context.destination.create_topics(&new, false).await?;

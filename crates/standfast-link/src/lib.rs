@@ -10,6 +10,7 @@ mod calls;
 mod classify;
 mod codec;
 mod compare;
+mod configs;
 mod contain;
 mod description;
 mod discover;
@@ -48,6 +49,7 @@ mod verify;
 mod writer;
 
 pub use acls::{AclFilter, AclResourceType, AclSyncDescription, AclSyncOptions};
+pub use configs::ConfigSyncDescription;
 pub use description::{
     GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, MirrorStatus,
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,

@@ -198,6 +198,9 @@ pub struct MirrorChange {
     pub error_code: Option<TransitionErrorCode>,
     /// The same in words, with what to do.
     pub error_message: Option<String>,
+    /// What a promotion could not carry over once more (group offsets, configs, ACLs). The mirror is stopped all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Per partition. After a promote or failover the destination's log end is as the destination itself said.
     pub mirror_lags: Vec<PartitionLag>,
 }

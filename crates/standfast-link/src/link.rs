@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::acls::AclSyncDescription;
+use crate::acls::{AclRun, AclSyncDescription};
 use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
 use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
@@ -22,7 +22,7 @@ use crate::rate::RateLimit;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
-use crate::{Error, acls, groups, guard, identity, paused, refusal, retention};
+use crate::{Error, acls, configs, groups, guard, identity, paused, refusal, retention};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) rate: Arc<RateLimit>,
     /// A command changed what is wanted of the mirrors.
     pub(crate) look_again: Notify,
+    /// Asks the ACLs' job for a run, once it is there.
+    pub(crate) acl_runs: OnceLock<mpsc::Sender<AclRun>>,
     shards: Mutex<Vec<mpsc::Sender<Command>>>,
     topics: Mutex<Vec<Topic>>,
     groups: Mutex<Vec<GroupDescription>>,
@@ -95,6 +97,7 @@ impl Link {
             producer_id: Arc::new(AtomicI64::new(-1)),
             stop: CancellationToken::new(),
             look_again: Notify::new(),
+            acl_runs: OnceLock::new(),
             shards: Mutex::default(),
             topics: Mutex::new(topics),
             groups: Mutex::new(groups),
@@ -216,6 +219,10 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
     jobs.spawn(until_stopped(
         Arc::clone(inner),
         acls::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        configs::keep(Arc::clone(inner), context.clone()),
     ));
     jobs.spawn(until_stopped(
         Arc::clone(inner),

@@ -19,6 +19,7 @@ pub(crate) struct Live {
     pub(crate) topic_filters: Vec<Filter>,
     pub(crate) groups: Vec<String>,
     pub(crate) group_filters: Vec<Filter>,
+    pub(crate) config_exclude: Vec<String>,
     pub(crate) acl_sync: Option<AclSyncOptions>,
     pub(crate) group_sync_interval: Duration,
     pub(crate) metadata_refresh: Duration,
@@ -32,6 +33,7 @@ impl Live {
             topic_filters: options.topic_filters.clone(),
             groups: options.groups.clone(),
             group_filters: options.group_filters.clone(),
+            config_exclude: options.config_exclude.clone(),
             acl_sync: options.acl_sync.clone(),
             group_sync_interval: options.group_sync_interval,
             metadata_refresh: options.metadata_refresh,
@@ -41,7 +43,7 @@ impl Live {
 }
 
 impl LinkHandle {
-    /// Takes new settings over while the link runs: topics and filters (as long as no mirror goes away by it), groups, ACL filters, the intervals, the rate limit, and the
+    /// Takes new settings over while the link runs: topics and filters (as long as no mirror goes away by it), groups, excluded configs, ACL filters, the intervals, the rate limit, and the
     /// replication factor of topics that are created from now on.
     ///
     /// `Ok(false)`: something else differs too, or a mirror would go away; nothing was changed, and a new link must be started with these options. The
@@ -102,6 +104,7 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         topic_filters: _,
         groups: _,
         group_filters: _,
+        config_exclude: _,
         acl_sync: _,
         lifecycle: _,
         memory_bytes,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use prometheus_client::collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
@@ -139,6 +140,27 @@ impl collector::Collector for Collector {
             &Unit::Seconds,
             Some(link_row(link.throttled_seconds)),
         )?;
+        let edits = link.mirrors.iter().map(|m| m.config_sync.reverted_edits);
+        let edits = ConstCounter::new(edits.sum::<u64>());
+        let mut metric = encoder.encode_descriptor(
+            "standfast_link_config_edits_reverted",
+            "Configs of mirror topics that were changed by hand on the destination and taken back.",
+            None,
+            edits.metric_type(),
+        )?;
+        edits.encode(metric.encode_family(&[("link", link.link_name.clone())])?)?;
+        let wrong = link
+            .mirrors
+            .iter()
+            .filter(|m| m.config_sync.error.is_some());
+        let wrong = ConstGauge::new(i64::try_from(wrong.count()).unwrap_or(i64::MAX));
+        let mut metric = encoder.encode_descriptor(
+            "standfast_link_config_sync_errors",
+            "Mirror topics whose configs could not be brought in line with the source's.",
+            None,
+            wrong.metric_type(),
+        )?;
+        wrong.encode(metric.encode_family(&[("link", link.link_name.clone())])?)?;
         let up = ConstGauge::new(i64::from(link.link_state == LinkState::Active));
         let mut metric = encoder.encode_descriptor(
             "standfast_link_active",

@@ -7,7 +7,7 @@ use standfast_wire::ClusterOptions;
 
 use crate::acls::{self, AclSyncOptions};
 use crate::filters::{self, Filter};
-use crate::{Error, Lifecycle, rate};
+use crate::{Error, Lifecycle, configs, rate};
 
 /// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
 pub const MAX_IN_FLIGHT: usize = 5;
@@ -146,6 +146,8 @@ pub struct LinkOptions {
     pub groups: Vec<String>,
     /// Further groups of the source, looked for at each `group_sync_interval`.
     pub group_filters: Vec<Filter>,
+    /// Configs of the mirror topics that are left to the destination: neither carried over nor taken back when they are changed there.
+    pub config_exclude: Vec<String>,
     /// ACLs that are carried over; `None`: none.
     pub acl_sync: Option<AclSyncOptions>,
     /// Which mirrors are paused or stopped; shared with whoever keeps it over restarts.
@@ -189,6 +191,7 @@ impl LinkOptions {
             topic_filters: Vec::new(),
             groups: Vec::new(),
             group_filters: Vec::new(),
+            config_exclude: Vec::new(),
             acl_sync: None,
             lifecycle: Lifecycle::default(),
             memory_bytes: 16 << 20,
@@ -218,6 +221,13 @@ impl LinkOptions {
             return invalid("group_sync_interval", "must be at least 1s");
         }
         rate::check(self.rate_limit)?;
+        let fixed = |name: &&String| !configs::can_be_excluded(name);
+        if let Some(name) = self.config_exclude.iter().find(fixed) {
+            return invalid(
+                "config_exclude",
+                &format!("{name:?} is the same on every mirror and cannot be left out"),
+            );
+        }
         if let Some(sync) = &self.acl_sync {
             if sync.interval < acls::MIN_INTERVAL {
                 return invalid("acl_sync.interval", "must be at least 1s");

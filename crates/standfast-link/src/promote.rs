@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use standfast_wire::Cluster;
 use tracing::{info, warn};
 
+use crate::acls;
 use crate::calls;
+use crate::configs;
 use crate::description::PartitionState;
 use crate::groups;
 use crate::handle::LinkHandle;
@@ -23,8 +25,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long the last requests of a mirror that has caught up may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How long the last run of the group offsets may take.
-const GROUP_SYNC_MAX: Duration = Duration::from_secs(10);
+/// How long the last run of the group offsets, of the configs and of the ACLs may take each.
+const LAST_SYNC_MAX: Duration = Duration::from_secs(10);
 
 type Reasons = HashMap<Arc<str>, Refusal>;
 
@@ -42,8 +44,8 @@ impl Drop for Marks<'_> {
 }
 
 impl LinkHandle {
-    /// Stops mirrors for good as soon as they hold all of the source's log: then the last offsets are compared on both clusters, group offsets are
-    /// carried over once more, and the topics belong to the destination. A mirror that does not get there within `deadline` (a producer still
+    /// Stops mirrors for good as soon as they hold all of the source's log: then the last offsets are compared on both clusters, group offsets, configs and
+    /// ACLs are carried over once more (what could not be is a warning), and the topics belong to the destination. A mirror that does not get there within `deadline` (a producer still
     /// writes to the source, say) goes on mirroring. May be called again.
     pub async fn promote(&self, topics: &[&str], deadline: Duration) -> Vec<MirrorChange> {
         let (go, mut refused) = self.sort_out(topics, Transition::Promote);
@@ -51,16 +53,30 @@ impl LinkHandle {
             .iter()
             .map(Arc::clone)
             .partition(|t| self.lifecycle().wanted(t) == Wanted::Stopped);
-        let left = self.catch_up(open, Instant::now() + deadline).await;
+        let mut warnings = Warnings::default();
+        let left = self
+            .catch_up(open, Instant::now() + deadline, &mut warnings)
+            .await;
         let done = go.into_iter().filter(|t| !left.contains_key(t));
         let done: HashSet<Arc<str>> = done.chain(stopped).collect();
         info!(link = %self.inner.options.name, promoted = done.len(), left = left.len(), "mirrors promoted");
         refused.extend(left);
-        self.stopped(topics, &done, refused).await
+        let mut changes = self.stopped(topics, &done, refused).await;
+        for change in &mut changes {
+            if done.contains(&*change.mirror_topic_name) {
+                change.warnings = warnings.of(&change.mirror_topic_name);
+            }
+        }
+        changes
     }
 
     /// Answers those that did not get there, and why.
-    async fn catch_up(&self, mut open: HashSet<Arc<str>>, until: Instant) -> Reasons {
+    async fn catch_up(
+        &self,
+        mut open: HashSet<Arc<str>>,
+        until: Instant,
+        warnings: &mut Warnings,
+    ) -> Reasons {
         let inner = &*self.inner;
         let _marks = Marks {
             inner,
@@ -77,7 +93,7 @@ impl LinkHandle {
             self.drop_superseded(&mut open, &mut given_up);
             match self.level(&open, &mut reasons).await {
                 Ok(level) => {
-                    for done in self.finish(level, &mut reasons).await {
+                    for done in self.finish(level, &mut reasons, warnings).await {
                         open.remove(&done);
                     }
                 }
@@ -186,7 +202,12 @@ impl LinkHandle {
     }
 
     /// Stops mirrors that have caught up and looks once more; those whose source has grown meanwhile mirror on.
-    async fn finish(&self, level: HashSet<Arc<str>>, reasons: &mut Reasons) -> Vec<Arc<str>> {
+    async fn finish(
+        &self,
+        level: HashSet<Arc<str>>,
+        reasons: &mut Reasons,
+        warnings: &mut Warnings,
+    ) -> Vec<Arc<str>> {
         if level.is_empty() {
             return Vec::new();
         }
@@ -201,10 +222,15 @@ impl LinkHandle {
             HashSet::new()
         };
         if !equal.is_empty() {
-            self.carry_groups().await;
+            self.carry_groups(warnings).await;
+            self.carry_configs(&equal, warnings).await;
         }
         let done = inner.conclude(&level, &equal);
         inner.look_again.notify_one();
+        if !done.is_empty() {
+            // Only now are those released that let producers write there.
+            self.carry_acls(warnings).await;
+        }
         done
     }
 
@@ -244,14 +270,68 @@ impl LinkHandle {
         equal
     }
 
-    async fn carry_groups(&self) {
+    async fn carry_groups(&self, warnings: &mut Warnings) {
         let Ok((source, destination)) = self.clusters() else {
             return;
         };
         let carried = groups::sync(&self.inner, source, destination);
-        if tokio::time::timeout(GROUP_SYNC_MAX, carried).await.is_err() {
+        if tokio::time::timeout(LAST_SYNC_MAX, carried).await.is_err() {
             warn!(link = %self.inner.options.name, "group offsets were not all carried over once more before mirrors were promoted; the last known ones stand");
+            warnings.all.push(format!(
+                "group offsets were not all carried over within {LAST_SYNC_MAX:?}; the last known ones stand"
+            ));
         }
+        let groups = self.inner.groups();
+        let failed = groups.iter().filter_map(|g| Some((g, g.error.as_ref()?)));
+        let failed = failed.map(|(g, error)| format!("offsets of group {:?}: {error}", g.group));
+        warnings.all.extend(failed);
+    }
+
+    async fn carry_configs(&self, topics: &HashSet<Arc<str>>, warnings: &mut Warnings) {
+        let Ok((source, destination)) = self.clusters() else {
+            return;
+        };
+        let topics: Vec<Arc<str>> = topics.iter().map(Arc::clone).collect();
+        let mut before = HashMap::new();
+        let carried = configs::sync(&self.inner, source, destination, &topics, &mut before);
+        match tokio::time::timeout(LAST_SYNC_MAX, carried).await {
+            Ok(errors) => warnings.of_topic.extend(errors),
+            Err(_) => warnings.all.push(format!(
+                "configs were not all compared within {LAST_SYNC_MAX:?}"
+            )),
+        }
+    }
+
+    async fn carry_acls(&self, warnings: &mut Warnings) {
+        let carried = acls::run_now(&self.inner);
+        let outcome = tokio::time::timeout(LAST_SYNC_MAX, carried).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(format!("not within {LAST_SYNC_MAX:?}")));
+        if let Err(text) = outcome {
+            warnings.all.push(format!(
+                "ACLs were not carried over, producers may still be refused: {text}"
+            ));
+        }
+    }
+}
+
+/// What could not be carried over once more.
+#[derive(Debug, Default)]
+struct Warnings {
+    all: Vec<String>,
+    of_topic: HashMap<Arc<str>, String>,
+}
+
+impl Warnings {
+    fn of(&self, topic: &str) -> Vec<String> {
+        let configs = self.of_topic.get(topic);
+        let configs = configs.map(|text| format!("configs were not carried over: {text}"));
+        let mut warnings: Vec<String> = configs.into_iter().collect();
+        for text in &self.all {
+            if !warnings.contains(text) {
+                warnings.push(text.clone());
+            }
+        }
+        warnings
     }
 }
 

@@ -1,6 +1,6 @@
 //! Mirror topics: created with the source's partition count and configuration, grown when the source grows, refused when they are not ours to write.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use standfast_wire::{Error as WireError, TopicMetadata};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::configs::ConfigSyncDescription;
 use crate::description::{MirrorDescription, MirrorStatus, MirrorTopicError, PartitionState};
 use crate::discover;
 use crate::handle::LinkHandle;
@@ -16,30 +17,7 @@ use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
 use crate::status::{PartitionStatus, now_ms};
-use crate::{calls, refusal};
-
-/// Set on every mirror topic, whatever the source has: byte identity needs them.
-/// A broker must not compress again, must keep the producer's timestamps, and must take records however old or (by a wrong clock) new they are.
-const FORCED: [(&str, &str); 4] = [
-    ("compression.type", "producer"),
-    ("message.timestamp.type", "CreateTime"),
-    ("message.timestamp.before.max.ms", "9223372036854775807"),
-    ("message.timestamp.after.max.ms", "9223372036854775807"),
-];
-
-/// Never carried over: they name brokers or services of the source.
-const NEVER: [&str; 3] = [
-    "leader.replication.throttled.replicas",
-    "follower.replication.throttled.replicas",
-    "remote.",
-];
-
-/// Carried over even if it is only the source broker's default, so that every batch fits.
-const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
-const MIN_INSYNC: &str = "min.insync.replicas";
-
-/// Configuration that shows that this link (or another Standfast link) created the topic.
-const OURS: &str = "message.timestamp.after.max.ms";
+use crate::{calls, configs, refusal};
 
 /// How long what is in flight may take to be answered when a mirror is found running that should rest.
 const REST_DRAIN: Duration = Duration::from_secs(5);
@@ -59,6 +37,7 @@ pub(crate) struct Topic {
     pub(crate) promoting: bool,
     /// It rests while its log ends are compared for the last time.
     pub(crate) held: bool,
+    pub(crate) config_sync: ConfigSyncDescription,
 }
 
 impl Topic {
@@ -73,6 +52,7 @@ impl Topic {
             again: false,
             promoting: false,
             held: false,
+            config_sync: ConfigSyncDescription::default(),
         }
     }
 
@@ -204,6 +184,7 @@ impl Topic {
                 .unwrap_or_default(),
             error: self.trouble.as_ref().map(|(_, text)| text.clone()),
             state_time_ms: newest_state.max(self.state_time_ms),
+            config_sync: self.config_sync.clone(),
             mirror_lags: self
                 .partitions
                 .iter()
@@ -427,14 +408,14 @@ async fn ensure(
 ) -> Result<(), Refused> {
     let wanted = i32::try_from(original.partitions.len()).unwrap_or(i32::MAX);
     let Some(mirror) = mirror else {
-        let configs = calls::topic_configs(&context.source, name).await?;
+        let original_configs = calls::topic_configs(&context.source, name).await?;
         let factor = replication_factor(inner, original, brokers);
         calls::create_topic(
             &context.destination,
             name,
             wanted,
             factor,
-            mirror_configs(&configs, factor),
+            configs::at_creation(&original_configs, &inner.live().config_exclude, factor),
         )
         .await?;
         info!(
@@ -450,15 +431,14 @@ async fn ensure(
     if known > 0 && found == wanted {
         return Ok(());
     }
-    let configs = calls::topic_configs(&context.destination, name).await?;
-    check_configs(name, &configs)?;
+    let found_configs = calls::topic_configs(&context.destination, name).await?;
+    if let Some(text) = configs::unfit(name, &found_configs) {
+        return Err(Refused::Fail(MirrorTopicError::DestinationRefused, text));
+    }
     if found == wanted {
         return Ok(());
     }
-    let ours = configs
-        .get(OURS)
-        .is_some_and(|c| c.is_topic_level && c.value.as_deref() == Some("9223372036854775807"));
-    if found < wanted && ours {
+    if found < wanted && configs::is_ours(&found_configs) {
         calls::grow_topic(&context.destination, name, wanted).await?;
         info!(
             topic = name,
@@ -493,44 +473,6 @@ pub(crate) fn replication_factor(inner: &Inner, original: &TopicMetadata, broker
         .live()
         .replication_factor
         .unwrap_or_else(|| i16::try_from(source.min(brokers.max(1))).unwrap_or(1))
-}
-
-/// The configuration of a mirror topic: what is set on the source topic itself, the batch size limit, and what byte identity needs.
-pub(crate) fn mirror_configs(
-    source: &BTreeMap<String, calls::ConfigValue>,
-    factor: i16,
-) -> BTreeMap<String, String> {
-    let mut configs: BTreeMap<String, String> = source
-        .iter()
-        .filter(|(name, config)| config.is_topic_level || *name == MAX_MESSAGE_BYTES)
-        .filter(|(name, _)| !NEVER.iter().any(|never| name.starts_with(never)))
-        .filter_map(|(name, config)| Some((name.clone(), config.value.clone()?)))
-        .collect();
-    if let Some(min) = configs.get_mut(MIN_INSYNC)
-        && min.parse::<i16>().is_ok_and(|min| min > factor)
-    {
-        *min = factor.to_string();
-    }
-    configs.extend(FORCED.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    configs
-}
-
-/// A topic that existed before must not change what is written to it.
-fn check_configs(
-    name: &str,
-    configs: &BTreeMap<String, calls::ConfigValue>,
-) -> Result<(), Refused> {
-    for (config, needed) in FORCED.iter().take(2) {
-        if let Some(found) = configs.get(*config).and_then(|c| c.value.as_deref())
-            && found != *needed
-        {
-            let text = format!(
-                "topic {name:?} on the destination has {config}={found}; a mirror needs {config}={needed}"
-            );
-            return Err(Refused::Fail(MirrorTopicError::DestinationRefused, text));
-        }
-    }
-    Ok(())
 }
 
 /// Hands partitions that are not known yet to their shards, to mirror or to rest there. `true`: others are to be resumed.

@@ -88,7 +88,8 @@ fn destination_acls(topics: &str) -> Vec<AclBinding> {
         topic(Op::Read),
         topic(Op::Write),
         topic(Op::Create),
-        topic(Op::DescribeConfigs),
+        // It includes DESCRIBE_CONFIGS.
+        topic(Op::AlterConfigs),
         topic(Op::Delete),
         topic(Op::Alter),
         allow(
@@ -226,6 +227,11 @@ fn refusals(link: &LinkDescription) -> Vec<String> {
         .chain(groups)
         .chain(link.link_error.clone())
         .chain(link.acl_sync.iter().filter_map(|acls| acls.error.clone()))
+        .chain(
+            link.mirrors
+                .iter()
+                .filter_map(|m| m.config_sync.error.clone()),
+        )
         .filter(|text| text.contains("AUTHORIZATION") || text.contains("AuthorizationFailed"))
         .collect()
 }
@@ -291,7 +297,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
             prepare(&from, &topic).await;
             transact(&from, &topic).await;
             // A mirror must be there to be grown, or to be looked at by a second start.
-            let existing = side == 1 && matches!(acl.operation, Op::Alter | Op::DescribeConfigs);
+            let existing = side == 1 && matches!(acl.operation, Op::Alter | Op::AlterConfigs);
             if existing {
                 let running = Running::start(link("need-", &[&topic]).0);
                 done(&running, &from, &to, &topic).await;

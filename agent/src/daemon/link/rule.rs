@@ -37,6 +37,7 @@ pub(super) fn link_options(
     options.topic_filters.clone_from(&section.topic_filters);
     options.groups.clone_from(&section.groups);
     options.group_filters.clone_from(&section.group_filters);
+    options.config_exclude.clone_from(&section.config_exclude);
     options.acl_sync = section.acl_sync.as_ref().and_then(AclSyncSection::options);
     options.replication_factor = section.replication_factor;
     options.rate_limit = section.rate_limit.map(|rate| rate.0);

@@ -1,0 +1,526 @@
+//! Configs of mirror topics: what is carried over when a mirror topic is created and from then on, and what stays the destination's own.
+//!
+//! Three classes. *Always*: what decides which records the log keeps as keys and tombstones, and how large a batch may be. *Never*: what names brokers or services
+//! of the source, and what byte identity fixes on every mirror. Everything else is carried over unless the link excludes it. Of most configs only those set on the
+//! source topic itself are carried over; a few ([`BY_EFFECT`]) also where the source's brokers merely have another default than the destination's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use standfast_wire::admin::{ConfigChange, ConfigResource};
+use standfast_wire::{Cluster, Error as WireError};
+use tracing::{debug, info, warn};
+
+use crate::calls::{self, ConfigValue};
+use crate::description::PartitionState;
+use crate::link::Inner;
+use crate::refusal;
+use crate::shard::Context;
+use crate::status::now_ms;
+
+/// Set on every mirror topic, whatever the source has: byte identity needs them.
+/// A broker must not compress again, must keep the producer's timestamps, and must take records however old or (by a wrong clock) new they are.
+pub(crate) const FORCED: [(&str, &str); 4] = [
+    ("compression.type", "producer"),
+    ("message.timestamp.type", "CreateTime"),
+    ("message.timestamp.before.max.ms", "9223372036854775807"),
+    ("message.timestamp.after.max.ms", "9223372036854775807"),
+];
+
+/// Never carried over: they name brokers or services of the source, or mean nothing to current brokers. One that ends with a dot stands for all that begin so.
+const NEVER: [&str; 7] = [
+    "leader.replication.throttled.replicas",
+    "follower.replication.throttled.replicas",
+    "message.format.version",
+    "message.timestamp.difference.max.ms",
+    "remote.",
+    "local.retention.",
+    "confluent.",
+];
+
+/// Carried over in any case.
+const ALWAYS: [&str; 5] = [
+    "cleanup.policy",
+    "delete.retention.ms",
+    "max.compaction.lag.ms",
+    MAX_MESSAGE_BYTES,
+    "min.compaction.lag.ms",
+];
+
+/// Carried over by their effect, also if the source's is only its brokers' default: they decide what the log keeps.
+const BY_EFFECT: [&str; 7] = [
+    "cleanup.policy",
+    "delete.retention.ms",
+    "max.compaction.lag.ms",
+    MAX_MESSAGE_BYTES,
+    "min.compaction.lag.ms",
+    "retention.bytes",
+    "retention.ms",
+];
+
+/// The mirror's is only ever raised: its log may hold batches that the source would not take any more.
+pub(crate) const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+const MIN_INSYNC: &str = "min.insync.replicas";
+
+/// Configuration that shows that this link (or another Standfast link) created the topic.
+pub(crate) const OURS: &str = "message.timestamp.after.max.ms";
+
+/// Topics asked about or changed by one request.
+const TOPICS_PER_REQUEST: usize = 100;
+
+/// A new mirror is looked at soon after the start.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+pub(crate) type Configs = BTreeMap<String, ConfigValue>;
+
+/// What became of the configs of one mirror topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigSyncDescription {
+    /// Milliseconds since 1970 when the mirror's configs were last found or brought in line with the source's.
+    pub last_success_ms: Option<i64>,
+    /// Manual changes on the mirror that were taken back in this run.
+    pub reverted_edits: u64,
+    /// The last of them: the config and the value that it had.
+    pub last_reverted: Option<String>,
+    /// Why the configs are not in line.
+    pub error: Option<String>,
+}
+
+/// Whether a config can be left to the destination (`config_exclude`).
+pub(crate) fn can_be_excluded(name: &str) -> bool {
+    !ALWAYS.contains(&name) && !FORCED.iter().any(|(forced, _)| *forced == name)
+}
+
+fn is_never(name: &str) -> bool {
+    NEVER
+        .iter()
+        .any(|never| name == *never || (never.ends_with('.') && name.starts_with(never)))
+}
+
+fn left_alone(name: &str, excluded: &[String]) -> bool {
+    is_never(name) || (can_be_excluded(name) && excluded.iter().any(|e| e == name))
+}
+
+/// The source's value as the mirror takes it: with fewer replicas, fewer can be in sync.
+fn fitting(name: &str, value: &str, replicas: i16) -> String {
+    match value.parse::<i16>() {
+        Ok(min) if name == MIN_INSYNC && min > replicas => replicas.to_string(),
+        _ => value.to_owned(),
+    }
+}
+
+/// The configs that a mirror topic is created with.
+pub(crate) fn at_creation(
+    source: &Configs,
+    excluded: &[String],
+    replicas: i16,
+) -> BTreeMap<String, String> {
+    let mut configs: BTreeMap<String, String> = source
+        .iter()
+        .filter(|(name, config)| config.is_topic_level || *name == MAX_MESSAGE_BYTES)
+        .filter(|(name, _)| !left_alone(name, excluded))
+        .filter_map(|(name, config)| {
+            let value = config.value.as_deref()?;
+            Some((name.clone(), fitting(name, value, replicas)))
+        })
+        .collect();
+    configs.extend(FORCED.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    configs
+}
+
+/// A topic that existed before must not change what is written to it.
+pub(crate) fn unfit(topic: &str, configs: &Configs) -> Option<String> {
+    FORCED.iter().take(2).find_map(|(config, needed)| {
+        let found = configs.get(*config)?.value.as_deref()?;
+        (found != *needed).then(|| {
+            format!("topic {topic:?} on the destination has {config}={found}; a mirror needs {config}={needed}")
+        })
+    })
+}
+
+/// Whether a Standfast link created the topic.
+pub(crate) fn is_ours(configs: &Configs) -> bool {
+    configs
+        .get(OURS)
+        .is_some_and(|c| c.is_topic_level && c.value.as_deref() == Some("9223372036854775807"))
+}
+
+/// What each config of the mirror should be; `None`: the destination's default.
+type Desired = BTreeMap<String, Option<String>>;
+
+/// What is to be changed on the mirror, and how each of its configs should be. A config that the destination does not know is left out.
+fn plan(
+    source: &Configs,
+    mirror: &Configs,
+    excluded: &[String],
+    replicas: i16,
+) -> (Vec<(String, ConfigChange)>, Desired) {
+    let (mut changes, mut desired) = (Vec::new(), Desired::new());
+    for (name, ours) in mirror
+        .iter()
+        .filter(|(name, _)| !left_alone(name, excluded))
+    {
+        let theirs = source.get(name);
+        let forced = FORCED.iter().find(|(forced, _)| forced == name);
+        let wanted = if let Some((_, value)) = forced {
+            Some((*value).to_owned())
+        } else if BY_EFFECT.contains(&name.as_str()) {
+            let Some(value) = theirs.and_then(|c| c.value.clone()) else {
+                continue;
+            };
+            Some(value)
+        } else {
+            match theirs.filter(|c| c.is_topic_level) {
+                Some(config) => match &config.value {
+                    Some(value) => Some(fitting(name, value, replicas)),
+                    None => continue,
+                },
+                None => None,
+            }
+        };
+        let in_line = match &wanted {
+            Some(value) if name == MAX_MESSAGE_BYTES => {
+                let number = |text: Option<&String>| text.and_then(|t| t.parse::<i64>().ok());
+                number(ours.value.as_ref()) >= number(Some(value))
+            }
+            Some(value) => ours.value.as_ref() == Some(value),
+            None => !ours.is_topic_level,
+        };
+        if !in_line {
+            let change = match &wanted {
+                Some(value) => ConfigChange::Set(value.clone()),
+                None => ConfigChange::Delete,
+            };
+            changes.push((name.clone(), change));
+        }
+        desired.insert(name.clone(), wanted);
+    }
+    (changes, desired)
+}
+
+/// Looks at the configs of all mirrors that run at every `metadata_refresh`.
+pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
+    let mut before = HashMap::new();
+    let mut wait = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(wait.min(inner.live().metadata_refresh)).await;
+        wait = Duration::MAX;
+        if inner.options.lifecycle.is_paused() {
+            continue;
+        }
+        let topics = running(&inner);
+        before.retain(|name, _| topics.contains(name));
+        sync(
+            &inner,
+            &context.source,
+            &context.destination,
+            &topics,
+            &mut before,
+        )
+        .await;
+    }
+}
+
+/// Mirrors whose log is the source's for all that is known. The configs of a topic that is FAILED may be those of something else.
+fn running(inner: &Inner) -> Vec<Arc<str>> {
+    let topics = inner.topics();
+    let runs =
+        |state: PartitionState| matches!(state, PartitionState::Active | PartitionState::Seeding);
+    topics
+        .iter()
+        .filter(|t| inner.rest_of(&t.name()).is_none() && !t.has_failed() && !t.held)
+        .filter(|t| t.partitions().iter().any(|p| runs(p.state())))
+        .map(crate::topics::Topic::name)
+        .collect()
+}
+
+/// Brings the configs of some mirrors in line with their sources'. `before`: how each should have been at the last look; what differs from that without
+/// the source having changed was changed by hand. Answers why a topic is not in line.
+pub(crate) async fn sync(
+    inner: &Inner,
+    source: &Cluster,
+    destination: &Cluster,
+    topics: &[Arc<str>],
+    before: &mut HashMap<Arc<str>, Desired>,
+) -> HashMap<Arc<str>, String> {
+    let mut errors = HashMap::new();
+    for chunk in topics.chunks(TOPICS_PER_REQUEST) {
+        for (topic, outcome) in sync_some(inner, source, destination, chunk, before).await {
+            note(inner, &topic, &outcome);
+            if let Err(text) = outcome {
+                errors.insert(topic, text);
+            }
+        }
+    }
+    errors
+}
+
+/// Manual changes that were taken back.
+type Reverted = Vec<String>;
+
+async fn sync_some(
+    inner: &Inner,
+    source: &Cluster,
+    destination: &Cluster,
+    topics: &[Arc<str>],
+    before: &mut HashMap<Arc<str>, Desired>,
+) -> HashMap<Arc<str>, Result<Reverted, String>> {
+    let side = |name: &'static str| move |e: &WireError| format!("{name}: {}", refusal::text(e));
+    let (theirs, ours) = tokio::join!(
+        calls::configs_of_topics(source, topics),
+        calls::configs_of_topics(destination, topics)
+    );
+    let (mut theirs, mut ours) = match (theirs, ours) {
+        (Ok(theirs), Ok(ours)) => (theirs, ours),
+        (Err(error), _) => return all_failed(topics, &side("source")(&error)),
+        (_, Err(error)) => return all_failed(topics, &side("destination")(&error)),
+    };
+    let metadata = destination.metadata();
+    let excluded = inner.live().config_exclude.clone();
+    let (mut outcomes, mut changes, mut plans) = (HashMap::new(), Vec::new(), HashMap::new());
+    for topic in topics {
+        let (theirs, ours) = match (theirs.remove(topic), ours.remove(topic)) {
+            (Some(Ok(theirs)), Some(Ok(ours))) => (theirs, ours),
+            (Some(Err(error)), _) => {
+                outcomes.insert(Arc::clone(topic), Err(side("source")(&error)));
+                continue;
+            }
+            (_, Some(Err(error))) => {
+                outcomes.insert(Arc::clone(topic), Err(side("destination")(&error)));
+                continue;
+            }
+            _ => {
+                let text = "a cluster left the topic out of its answer".to_owned();
+                outcomes.insert(Arc::clone(topic), Err(text));
+                continue;
+            }
+        };
+        let replicas = metadata.topics.get(topic).and_then(|t| {
+            let most = t.partitions.values().map(|p| p.replicas.len()).max()?;
+            i16::try_from(most).ok()
+        });
+        let (wrong, desired) = plan(&theirs, &ours, &excluded, replicas.unwrap_or(i16::MAX));
+        let by_hand = by_hand(&wrong, &ours, &desired, before.get(topic));
+        if wrong.is_empty() {
+            before.insert(Arc::clone(topic), desired);
+            outcomes.insert(Arc::clone(topic), Ok(Vec::new()));
+        } else {
+            changes.push((ConfigResource::Topic(topic.to_string()), wrong));
+            plans.insert(Arc::clone(topic), (desired, by_hand));
+        }
+    }
+    if inner.stop.is_cancelled() || changes.is_empty() {
+        return outcomes;
+    }
+    // Stopped meanwhile: its configs are the destination's own.
+    changes.retain(|(resource, _)| match resource {
+        ConfigResource::Topic(name) => inner.rest_of(name).is_none(),
+        ConfigResource::Broker(_) => false,
+    });
+    for (topic, changed) in change(destination, changes).await {
+        let Some((desired, by_hand)) = plans.remove(&topic) else {
+            continue;
+        };
+        let outcome = changed.map(|()| by_hand);
+        if outcome.is_ok() {
+            before.insert(Arc::clone(&topic), desired);
+        }
+        outcomes.insert(
+            topic,
+            outcome.map_err(|text| format!("destination: {text}")),
+        );
+    }
+    outcomes
+}
+
+fn all_failed(topics: &[Arc<str>], text: &str) -> HashMap<Arc<str>, Result<Reverted, String>> {
+    let failed = topics.iter().map(|t| (Arc::clone(t), Err(text.to_owned())));
+    failed.collect()
+}
+
+/// Those of the wrong configs that the last look found, or left, as they should be still.
+fn by_hand(
+    wrong: &[(String, ConfigChange)],
+    ours: &Configs,
+    desired: &Desired,
+    before: Option<&Desired>,
+) -> Reverted {
+    let Some(before) = before else {
+        return Vec::new();
+    };
+    let edited = wrong
+        .iter()
+        .filter(|(name, _)| before.contains_key(name) && before.get(name) == desired.get(name));
+    let told = edited.map(|(name, _)| {
+        let value = ours.get(name).and_then(|c| c.value.as_deref());
+        format!("{name}={}", value.unwrap_or_default())
+    });
+    told.collect()
+}
+
+/// Changes configs; where a topic is refused, each of its changes alone, so that one that may not be does not keep the others from it.
+async fn change(
+    destination: &Cluster,
+    changes: Vec<(ConfigResource, Vec<(String, ConfigChange)>)>,
+) -> Vec<(Arc<str>, Result<(), String>)> {
+    let answered = match destination.incremental_alter_configs(&changes).await {
+        Ok(answered) => answered,
+        Err(error) => {
+            let text = refusal::text(&error);
+            let failed = changes.iter().filter_map(|(r, _)| name_of(r));
+            return failed.map(|name| (name, Err(text.clone()))).collect();
+        }
+    };
+    let mut results = Vec::new();
+    for (resource, result) in answered {
+        let Some(name) = name_of(&resource) else {
+            continue;
+        };
+        let wanted = changes.iter().find(|(r, _)| *r == resource);
+        let wanted = wanted.map_or(&[][..], |(_, wanted)| wanted.as_slice());
+        let result = match result {
+            Ok(()) => {
+                info!(topic = %name, changes = ?wanted, "configs of the mirror topic brought in line with the source");
+                Ok(())
+            }
+            Err(error)
+                if wanted.len() == 1 || error.code().is_none_or(refusal::is_authorization) =>
+            {
+                Err(refusal::text(&error))
+            }
+            Err(_) => one_by_one(destination, &resource, wanted).await,
+        };
+        results.push((name, result));
+    }
+    results
+}
+
+async fn one_by_one(
+    destination: &Cluster,
+    resource: &ConfigResource,
+    changes: &[(String, ConfigChange)],
+) -> Result<(), String> {
+    let mut refused = Vec::new();
+    for one in changes {
+        let asked = [(resource.clone(), vec![one.clone()])];
+        let answer = destination.incremental_alter_configs(&asked).await;
+        let result =
+            answer.and_then(|results| results.into_iter().try_for_each(|(_, result)| result));
+        if let Err(error) = result {
+            refused.push(format!("{}: {}", one.0, refusal::text(&error)));
+        }
+    }
+    if refused.is_empty() {
+        Ok(())
+    } else {
+        Err(refused.join("; "))
+    }
+}
+
+fn name_of(resource: &ConfigResource) -> Option<Arc<str>> {
+    match resource {
+        ConfigResource::Topic(name) => Some(Arc::from(name.as_str())),
+        ConfigResource::Broker(_) => None,
+    }
+}
+
+fn note(inner: &Inner, topic: &str, outcome: &Result<Reverted, String>) {
+    let mut topics = inner.topics();
+    let Some(known) = topics.iter_mut().find(|t| *t.name() == *topic) else {
+        return;
+    };
+    let description = &mut known.config_sync;
+    match outcome {
+        Ok(reverted) => {
+            description.last_success_ms = Some(now_ms());
+            description.error = None;
+            if let Some(last) = reverted.last() {
+                warn!(link = %inner.options.name, topic, found = ?reverted, "configs of the mirror topic were changed by hand, taken back");
+                description.reverted_edits += reverted.len() as u64;
+                description.last_reverted = Some(last.clone());
+            }
+        }
+        Err(text) => {
+            if description.error.as_ref() == Some(text) {
+                debug!(link = %inner.options.name, topic, reason = %text, "configs not carried over");
+            } else {
+                warn!(link = %inner.options.name, topic, reason = %text, "configs not carried over");
+            }
+            description.error = Some(text.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configs(of: &[(&str, &str, bool)]) -> Configs {
+        of.iter()
+            .map(|(name, value, is_topic_level)| {
+                let value = ConfigValue {
+                    value: Some((*value).to_owned()),
+                    is_topic_level: *is_topic_level,
+                };
+                ((*name).to_owned(), value)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_class_is_treated_as_its_own() {
+        let source = configs(&[
+            ("cleanup.policy", "compact", false),
+            ("retention.ms", "1000", false),
+            ("segment.bytes", "77", true),
+            ("segment.ms", "5", false),
+            ("flush.ms", "9", true),
+            ("min.insync.replicas", "3", true),
+            ("max.message.bytes", "100", true),
+            ("message.timestamp.type", "LogAppendTime", true),
+            ("leader.replication.throttled.replicas", "*", true),
+            ("unknown.to.the.destination", "1", true),
+        ]);
+        let mirror = configs(&[
+            ("cleanup.policy", "delete", false),
+            ("retention.ms", "2000", false),
+            ("segment.bytes", "88", true),
+            ("segment.ms", "6", true),
+            ("flush.ms", "8", true),
+            ("min.insync.replicas", "1", false),
+            ("max.message.bytes", "200", true),
+            ("message.timestamp.type", "LogAppendTime", true),
+            ("leader.replication.throttled.replicas", "", false),
+        ]);
+        let excluded = ["flush.ms".to_owned(), "cleanup.policy".to_owned()];
+        let (changes, desired) = plan(&source, &mirror, &excluded, 2);
+        let set = |value: &str| ConfigChange::Set(value.to_owned());
+        let expected = [
+            ("cleanup.policy", set("compact")),
+            ("message.timestamp.type", set("CreateTime")),
+            ("min.insync.replicas", set("2")),
+            ("retention.ms", set("1000")),
+            ("segment.bytes", set("77")),
+            ("segment.ms", ConfigChange::Delete),
+        ];
+        let expected: Vec<_> = expected.map(|(n, c)| (n.to_owned(), c)).into();
+        assert_eq!(changes, expected);
+
+        // Wrong without the source having changed: by hand.
+        let edited = by_hand(&changes, &mirror, &desired, Some(&desired));
+        assert_eq!(edited.len(), 6);
+        assert_eq!(
+            by_hand(&changes, &mirror, &desired, None),
+            Vec::<String>::new()
+        );
+        let mut older = desired.clone();
+        older.insert("segment.bytes".to_owned(), Some("88".to_owned()));
+        let edited = by_hand(&changes, &mirror, &desired, Some(&older));
+        assert!(
+            !edited.iter().any(|e| e.starts_with("segment.bytes")),
+            "{edited:?}"
+        );
+    }
+}
