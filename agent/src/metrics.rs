@@ -195,7 +195,7 @@ fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
     );
 
     let running = Family::<LinkLabels, Gauge>::default();
-    for link in daemon.links.links() {
+    for link in daemon.links.links().iter() {
         let section = link.section();
         let labels = LinkLabels {
             link: section.name.clone(),

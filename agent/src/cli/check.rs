@@ -10,7 +10,7 @@ use standfast_wire::Cluster;
 
 use super::output::{Printer, Tone, cell};
 use crate::clusters;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, LinkBase, RuntimeLinks};
 use crate::exit::{Exit, Failed};
 
 /// How long each thing that is tried may take.
@@ -21,6 +21,8 @@ struct Checked {
     file: String,
     ok: bool,
     problems: Vec<Problem>,
+    /// Where links differ that were changed by commands.
+    warnings: Vec<String>,
     /// Only with --connect.
     connections: Vec<Tried>,
 }
@@ -44,6 +46,10 @@ pub(super) async fn check(file: &Path, connect: bool, printer: &Printer) -> Resu
         Ok(config) => config,
         Err(error) => return report_problems(&error, printer),
     };
+    let warnings = match changed_at_runtime(&config) {
+        Ok(warnings) => warnings,
+        Err(text) => return Err(Failed::usage(text)),
+    };
     let connections = if connect {
         try_everything(&config).await
     } else {
@@ -54,12 +60,16 @@ pub(super) async fn check(file: &Path, connect: bool, printer: &Printer) -> Resu
         file: file.display().to_string(),
         ok,
         problems: Vec::new(),
+        warnings,
         connections,
     };
     if printer.is_json() {
         printer.json(&checked)?;
     } else {
         printer.line(format!("{}: no mistakes found", checked.file))?;
+        for warning in &checked.warnings {
+            printer.warn(warning);
+        }
         print_tried(&checked.connections, printer)?;
         for (name, _) in config
             .clusters
@@ -74,6 +84,22 @@ pub(super) async fn check(file: &Path, connect: bool, printer: &Printer) -> Resu
     Ok(if ok { Exit::Ok } else { Exit::Failure })
 }
 
+/// What commands changed in the links, as far as this machine has the agent's data_dir: the agent starts with both.
+fn changed_at_runtime(config: &Config) -> Result<Vec<String>, String> {
+    let runtime = RuntimeLinks::load(&config.agent.data_dir)?;
+    let base = LinkBase::new(config);
+    base.resolve(&runtime).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let file = RuntimeLinks::path(&config.agent.data_dir);
+        format!(
+            "{} does not fit this file:\n{}",
+            file.display(),
+            lines.join("\n")
+        )
+    })?;
+    Ok(base.disagreements(&runtime))
+}
+
 fn report_problems(error: &ConfigError, printer: &Printer) -> Result<Exit, Failed> {
     if printer.is_json() {
         let problems = error.problems().map(|(line, key, message)| Problem {
@@ -86,6 +112,7 @@ fn report_problems(error: &ConfigError, printer: &Printer) -> Result<Exit, Faile
             file,
             ok: false,
             problems: problems.collect(),
+            warnings: Vec::new(),
             connections: Vec::new(),
         })?;
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use standfast_discovery::ClusterName;
 
 use super::client::{AgentClient, CallError, exit_of};
-use super::output::{Printer, Tone, cell, number, seconds, state};
-use super::{FailoverArgs, SwitchoverArgs};
-use crate::api::{FailoverRequest, Outcome, Report, SwitchoverRequest, TopicReport};
+use super::output::{Printer, cell, number, seconds};
+use super::{FailoverArgs, SwitchoverArgs, outcomes};
+use crate::api::{FailoverRequest, Outcome, Report, SwitchoverRequest};
 use crate::exit::{Exit, Failed};
 
 /// A failover's steps have their own limits at the agent; this only ends the wait for an agent that hangs.
@@ -149,7 +149,7 @@ fn print(printer: &Printer, report: &Report) -> Result<(), Failed> {
         printer.warn(warning);
     }
     if !report.topics.is_empty() {
-        print_topics(printer, &report.topics)?;
+        outcomes::of_report(printer, &report.topics)?;
         // What an unplanned failover loses can only be bounded: the source may have taken more since its last answer.
         let (at_least, at_most) = if report.planned {
             ("", "")
@@ -200,55 +200,4 @@ fn headline(report: &Report) -> String {
             format!("fleet {fleet}: discovery did not say whether {to} is active now")
         }
     }
-}
-
-fn print_topics(printer: &Printer, topics: &[TopicReport]) -> Result<(), Failed> {
-    let mut table = printer.table(&[
-        "Link Name",
-        "Mirror Topic Name",
-        "Mirror Status",
-        "Partition",
-        "Partition Mirror Lag",
-        "Last Source Fetch Offset",
-        "Destination Log End Offset",
-        "Error",
-    ]);
-    for topic in topics {
-        let error = topic.error_message.clone().unwrap_or_default();
-        let error_tone = if topic.error_code.is_some() {
-            Tone::Bad
-        } else {
-            Tone::Plain
-        };
-        let head = [
-            cell(&topic.link_name),
-            cell(&topic.mirror_topic_name),
-            state(&topic.mirror_status),
-        ];
-        if topic.mirror_lags.is_empty() {
-            let unknown = [
-                number(None::<i64>),
-                number(None::<i64>),
-                number(None::<i64>),
-                number(None::<i64>),
-            ];
-            table.row(head.into_iter().chain(unknown).chain([(error, error_tone)]));
-            continue;
-        }
-        for lag in &topic.mirror_lags {
-            let error = if error.is_empty() {
-                lag.error.clone().unwrap_or_default()
-            } else {
-                error.clone()
-            };
-            table.row(head.clone().into_iter().chain([
-                cell(lag.partition),
-                number(lag.lag),
-                number(lag.last_source_fetch_offset),
-                number(lag.destination_log_end_offset),
-                (error, error_tone),
-            ]));
-        }
-    }
-    table.print()
 }

@@ -1,9 +1,13 @@
-//! `standfast link list|describe|pause|resume`.
+//! `standfast link list|describe|pause|resume`, and what a change of a link came to.
+
+use serde_json::Value;
 
 use super::client::AgentClient;
 use super::output::{Printer, cell, number, state};
+use super::settings::short;
 use super::status::LOOK_LIMIT;
 use crate::api::{Link, LinkList, LinkRequest};
+use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
 
 pub(super) async fn list(agent: &AgentClient, printer: &Printer) -> Result<Exit, Failed> {
@@ -34,21 +38,64 @@ pub(super) async fn describe(
             counts.row([cell(&category.state_category), cell(category.count)]);
         }
         counts.print()?;
-        if link.groups.is_empty() {
-            continue;
+        printer.line("")?;
+        tasks(printer, link)?;
+        if !link.groups.is_empty() {
+            printer.line("")?;
+            groups(printer, link)?;
         }
         printer.line("")?;
-        let mut groups = printer.table(&["Group", "Committed Offsets", "Error"]);
-        for group in &link.groups {
-            groups.row([
-                cell(&group.group),
-                cell(group.committed_offsets),
-                cell(group.error.as_deref().unwrap_or("")),
-            ]);
-        }
-        groups.print()?;
+        configs(printer, link)?;
     }
     Ok(Exit::Ok)
+}
+
+fn tasks(printer: &Printer, link: &Link) -> Result<(), Failed> {
+    let mut table = printer.table(&["Task Name", "State", "Error Code", "Error Message"]);
+    for task in &link.tasks {
+        let row = |code: &str, text: &str| {
+            [
+                cell(&task.task_name),
+                state(&name_of(&task.state)),
+                cell(code),
+                cell(text),
+            ]
+        };
+        if task.errors.is_empty() {
+            table.row(row("", ""));
+        }
+        for error in &task.errors {
+            table.row(row(&error.error_code, &error.error_message));
+        }
+    }
+    table.print()
+}
+
+fn groups(printer: &Printer, link: &Link) -> Result<(), Failed> {
+    let mut table = printer.table(&["Group", "Committed Offsets", "Error"]);
+    for group in &link.groups {
+        table.row([
+            cell(&group.group),
+            cell(group.committed_offsets),
+            cell(group.error.as_deref().unwrap_or("")),
+        ]);
+    }
+    table.print()
+}
+
+fn configs(printer: &Printer, link: &Link) -> Result<(), Failed> {
+    let mut table = printer.table(&["Key", "Value", "Origin", "In The File"]);
+    for config in &link.configs {
+        let value = config.value.as_ref().unwrap_or(&Value::Null);
+        let file = config.file_value.as_ref();
+        table.row([
+            cell(&config.name),
+            cell(short(value)),
+            cell(name_of(&config.origin)),
+            cell(file.map(short).unwrap_or_default()),
+        ]);
+    }
+    table.print()
 }
 
 /// `verb` is `links:pause` or `links:resume`.

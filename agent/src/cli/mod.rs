@@ -4,11 +4,15 @@
 
 mod check;
 mod client;
+mod consent;
 mod failover;
 mod fleet;
+mod link_changes;
 mod links;
 mod mirrors;
+mod outcomes;
 mod output;
+mod settings;
 mod status;
 mod transitions;
 mod verify;
@@ -85,7 +89,7 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     /// Show the fleet, the clusters' health and the links.
     Status,
-    /// Look at links, pause and resume them.
+    /// Look at links, create, change, pause, resume and delete them.
     #[command(subcommand)]
     Link(LinkCommand),
     /// Look at mirror topics, and pause, resume, promote or fail over some of them.
@@ -132,7 +136,16 @@ The log level is taken from STANDFAST_LOG (for example: info, standfast_link=deb
 pub(crate) enum LinkCommand {
     /// All links, one line each.
     List,
-    /// One link: its mirrors counted by state, and its consumer groups.
+    /// Begin to mirror along a new link.
+    #[command(after_help = link_changes::CREATE_HELP)]
+    Create(link_changes::CreateArgs),
+    /// Change settings of a link.
+    #[command(after_help = link_changes::UPDATE_HELP)]
+    Update(link_changes::UpdateArgs),
+    /// Delete a link whose mirrors are stopped.
+    #[command(after_help = link_changes::DELETE_HELP)]
+    Delete(link_changes::DeleteArgs),
+    /// One link: its mirrors counted by state, its tasks, groups and settings.
     Describe {
         /// The link.
         link: String,
@@ -365,6 +378,9 @@ async fn run_link(
     command: LinkCommand,
 ) -> Result<Exit, Failed> {
     match command {
+        LinkCommand::Create(args) => link_changes::create(agent, printer, args).await,
+        LinkCommand::Update(args) => link_changes::update(agent, printer, args).await,
+        LinkCommand::Delete(args) => link_changes::delete(agent, printer, args).await,
         LinkCommand::List => links::list(agent, printer).await,
         LinkCommand::Describe { link } => links::describe(agent, printer, &link).await,
         LinkCommand::Pause(args) => {

@@ -140,8 +140,8 @@ pub(super) fn seconds(value: Option<f64>) -> (String, Tone) {
 pub(super) fn state(name: &str) -> (String, Tone) {
     let tone = match name {
         "ACTIVE" | "HEALTHY" | "LIVE" | "active" => Tone::Good,
-        "FAILED" | "LINK_FAILED" | "UNREACHABLE" => Tone::Bad,
-        "STOPPED" | "UNKNOWN" | "NEVER" => Tone::Plain,
+        "FAILED" | "LINK_FAILED" | "UNREACHABLE" | "IN_ERROR" => Tone::Bad,
+        "STOPPED" | "LINK_STOPPED" | "UNKNOWN" | "NEVER" | "NOT_CONFIGURED" => Tone::Plain,
         _ => Tone::Warn,
     };
     (name.to_owned(), tone)

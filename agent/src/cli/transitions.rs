@@ -1,15 +1,13 @@
 //! `standfast mirror create|pause|resume|promote|failover`.
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use standfast_link::MirrorChange;
 
 use super::client::AgentClient;
-use super::output::{Printer, Tone, cell, number, state};
+use super::output::Printer;
+use super::{consent, outcomes};
 use crate::api::{MirrorChanges, MirrorsRequest};
-use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
 
 /// The agent keeps the time limits itself; this only ends the wait for an agent that hangs.
@@ -198,11 +196,7 @@ async fn consents(
     if request.dry_run || yes {
         return Ok(true);
     }
-    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
-        return Err(Failed::usage(
-            "this stops mirrors for good; without a terminal to ask at, say --yes (or --dry-run)",
-        ));
-    }
+    consent::possible("this stops mirrors for good")?;
     let rehearsal = MirrorsRequest {
         dry_run: true,
         ..request.clone()
@@ -211,11 +205,10 @@ async fn consents(
         .post(&["v1", path], &rehearsal, limit(request))
         .await?;
     let count = found.data.iter().filter(|c| c.error_code.is_none()).count();
-    printer.warn(format!("{count} mirror topic(s) will be stopped for good"));
-    let _ = write!(std::io::stderr(), "Go on? Type yes: ");
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    Ok(read.is_ok() && answer.trim() == "yes")
+    consent::given(
+        printer,
+        &format!("{count} mirror topic(s) will be stopped for good"),
+    )
 }
 
 async fn run(
@@ -228,7 +221,7 @@ async fn run(
     if printer.is_json() {
         printer.json(&changes)?;
     } else {
-        print(printer, &changes)?;
+        outcomes::of_changes(printer, &changes.data)?;
     }
     for (topic, warning) in warnings(&changes) {
         printer.warn(format!("{topic}: {warning}"));
@@ -263,60 +256,4 @@ fn warnings(changes: &MirrorChanges) -> Vec<(&str, &str)> {
             .map(move |text| (topic, text.as_str()))
     });
     all.filter(|(_, text)| seen.insert(*text)).collect()
-}
-
-fn print(printer: &Printer, changes: &MirrorChanges) -> Result<(), Failed> {
-    let mut table = printer.table(&[
-        "Link Name",
-        "Mirror Topic Name",
-        "Mirror Status",
-        "Partition",
-        "Partition Mirror Lag",
-        "Last Source Fetch Offset",
-        "Destination Log End Offset",
-        "Error Code",
-        "Error Message",
-    ]);
-    for change in &changes.data {
-        let error = change
-            .error_code
-            .map_or_else(|| cell(""), |code| (name_of(&code), Tone::Bad));
-        let message = cell(change.error_message.as_deref().unwrap_or(""));
-        for row in rows(change) {
-            let [partition, lag, fetched, end] = row;
-            table.row([
-                cell(&change.link_name),
-                cell(&change.mirror_topic_name),
-                state(&name_of(&change.mirror_status)),
-                partition,
-                lag,
-                fetched,
-                end,
-                error.clone(),
-                message.clone(),
-            ]);
-        }
-    }
-    table.print()
-}
-
-type Row = [(String, Tone); 4];
-
-/// One per partition; one without a partition if none is known.
-fn rows(change: &MirrorChange) -> Vec<Row> {
-    let lags = change.mirror_lags.iter();
-    let mut rows: Vec<Row> = lags
-        .map(|lag| {
-            [
-                cell(lag.partition),
-                number(lag.lag),
-                cell(lag.last_source_fetch_offset),
-                number(lag.destination_log_end_offset),
-            ]
-        })
-        .collect();
-    if rows.is_empty() {
-        rows.push([cell("-"), cell("-"), cell("-"), cell("-")]);
-    }
-    rows
 }

@@ -5,8 +5,10 @@
 mod acl_sync;
 mod byte_rate;
 mod document;
+mod loops;
 mod problems;
 mod rules;
+mod runtime;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use standfast_secrets::SecretsOptions;
 pub(crate) use acl_sync::AclSyncSection;
 pub(crate) use byte_rate::ByteRate;
 pub(crate) use problems::ConfigError;
+pub(crate) use runtime::{FIXED, LinkBase, LinkEntry, LinkProblem, Origin, RuntimeLinks, Settings};
 
 use document::Document;
 use problems::Problems;
@@ -33,7 +36,8 @@ pub(crate) struct Config {
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) secrets: SecretsOptions,
     pub(crate) clusters: BTreeMap<ClusterName, ClusterEntry>,
-    pub(crate) links: Vec<LinkSection>,
+    /// The links as they were written, checked; see [`LinkBase`].
+    pub(crate) link_settings: Vec<Settings>,
     pub(crate) health: HealthSection,
     pub(crate) failover: FailoverSection,
 }
@@ -104,6 +108,9 @@ pub(crate) struct LinkSection {
     /// Replication factor of the mirror topics; without it, the destination's default.
     #[serde(default)]
     pub(crate) replication_factor: Option<i16>,
+    /// `false`: the link runs whichever cluster is active, and a failover or switchover leaves it alone.
+    #[serde(default = "follow_fleet")]
+    pub(crate) follow_fleet: bool,
 }
 
 /// `[health]`: when a cluster counts as unreachable.
@@ -212,10 +219,14 @@ fn read(text: &str, problems: &mut Problems<'_>) -> Option<Config> {
         discovery: discovery?,
         secrets: secrets?,
         clusters: clusters.entries,
-        links: links.into_iter().filter_map(|l| l.value).collect(),
+        link_settings: runtime::settings_in(text),
         health: health?,
         failover: failover?,
     })
+}
+
+fn follow_fleet() -> bool {
+    true
 }
 
 fn default_listen() -> SocketAddr {

@@ -11,6 +11,7 @@ use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
 
 use super::document::Entry;
+use super::loops;
 use super::problems::Problems;
 use super::{AclSyncSection, AgentSection, FailoverSection, HealthSection, LinkSection};
 
@@ -26,7 +27,7 @@ const REFRESH_MIN: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Clusters {
     pub(super) entries: BTreeMap<ClusterName, ClusterEntry>,
-    unreadable: BTreeSet<String>,
+    pub(super) unreadable: BTreeSet<String>,
 }
 
 impl Clusters {
@@ -261,6 +262,15 @@ pub(super) fn check_links(
                     ),
                 );
             }
+        }
+        if let Some((other, topic)) = loops::back_to_the_source(links, link) {
+            problem(
+                "follow_fleet",
+                format!(
+                    "is false, and link \"{other}\" carries \"{topic}\" back to \"{}\": the two would mirror each other; let them take different topics",
+                    link.source
+                ),
+            );
         }
         if let Some(group) = link.groups.iter().find(|g| g.is_empty()) {
             problem(

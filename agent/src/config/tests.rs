@@ -26,6 +26,12 @@ topics = ["orders"]
 groups = ["billing"]
 "#;
 
+fn links(config: &Config) -> Vec<LinkSection> {
+    let entries = LinkBase::new(config).resolve(&RuntimeLinks::default());
+    let entries = entries.unwrap().into_iter();
+    entries.map(|entry| entry.section).collect()
+}
+
 fn problems(text: &str) -> String {
     parse("agent.toml", text)
         .expect_err("the file has mistakes")
@@ -43,7 +49,7 @@ fn a_good_file_has_the_documented_defaults() {
     assert_eq!(config.agent.listen.to_string(), "127.0.0.1:9370");
     assert_eq!(config.failover.lock_ttl, Duration::from_secs(15));
     assert_eq!(config.health.unreachable_after, 3);
-    assert_eq!(config.links[0].groups, ["billing"]);
+    assert_eq!(links(&config)[0].groups, ["billing"]);
     assert!(matches!(config.secrets, SecretsOptions::None));
 }
 
@@ -55,7 +61,7 @@ fn an_unknown_key_is_named_with_line_and_the_likely_one() {
             "topics = [\"orders\"]\ntopic = [\"x\"]"
         ),
         "agent.toml:24: links[0].topic: unknown key; did you mean `topics`? known keys: name, source, destination, topics, \
-         topic_filters, groups, group_filters, refresh_interval, memory_mib, rate_limit, group_sync_interval, config_exclude, acl_sync, replication_factor"
+         topic_filters, groups, group_filters, refresh_interval, memory_mib, rate_limit, group_sync_interval, config_exclude, acl_sync, replication_factor, follow_fleet"
     );
 }
 
@@ -162,8 +168,8 @@ fn filters_stand_in_for_names_and_may_not_take_another_links_topic() {
     let filter = "[[links.topic_filters]]\nname = \"*\"\npattern_type = \"LITERAL\"\nfilter_type = \"INCLUDE\"\n";
     let only_filters = GOOD.replace("topics = [\"orders\"]\n", "") + filter;
     let config = parse("agent.toml", &only_filters).unwrap();
-    assert!(config.links[0].topics.is_empty());
-    assert_eq!(config.links[0].topic_filters[0].name, "*");
+    assert!(links(&config)[0].topics.is_empty());
+    assert_eq!(links(&config)[0].topic_filters[0].name, "*");
     let second = "[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"north-to-east\"\nsource = \"north\"\ndestination = \"east\"\n";
     let found = problems(&format!("{GOOD}{second}{filter}"));
     assert!(
@@ -292,4 +298,51 @@ fn the_ready_files_have_no_mistakes() {
         }
     }
     assert!(seen >= 3, "only {seen} files in {}", folder.display());
+}
+
+#[test]
+fn links_that_run_always_may_not_carry_a_topic_in_a_circle() {
+    let back = |text: &str| {
+        GOOD.to_owned()
+            + "[[links]]\nname = \"east-to-west\"\nsource = \"east\"\ndestination = \"west\"\n"
+            + text
+    };
+    let prefix = |name: &str, kind: &str| {
+        format!(
+            "[[links.topic_filters]]\nname = \"{name}\"\npattern_type = \"PREFIXED\"\nfilter_type = \"{kind}\"\n"
+        )
+    };
+    // The record lets only one of the two run.
+    assert!(parse("agent.toml", &back("topics = [\"orders\"]\n")).is_ok());
+    assert!(
+        parse(
+            "agent.toml",
+            &back("follow_fleet = false\ntopics = [\"audit\"]\n")
+        )
+        .is_ok()
+    );
+    for taken in [
+        "topics = [\"orders\"]\n".to_owned(),
+        prefix("ord", "INCLUDE"),
+    ] {
+        let text = problems(&back(&format!("follow_fleet = false\n{taken}")));
+        assert!(
+            text.contains("\"orders\"") && text.contains("west-to-east"),
+            "{text}"
+        );
+    }
+    let spared = prefix("ord", "INCLUDE") + &prefix("orders", "EXCLUDE");
+    assert!(
+        parse(
+            "agent.toml",
+            &back(&format!("follow_fleet = false\n{spared}"))
+        )
+        .is_ok()
+    );
+    // Round three corners.
+    let round = "[clusters.north]\nbootstrap = \"n:9092\"\n\
+        [[links]]\nname = \"east-to-north\"\nsource = \"east\"\ndestination = \"north\"\ntopics = [\"orders\"]\n\
+        [[links]]\nname = \"north-to-west\"\nsource = \"north\"\ndestination = \"west\"\nfollow_fleet = false\ntopics = [\"orders\"]\n";
+    let text = problems(&(GOOD.to_owned() + round));
+    assert!(text.contains("links[2].follow_fleet"), "{text}");
 }

@@ -12,11 +12,13 @@ use standfast_link::{
 };
 
 use super::health::ProbeHandle;
-use super::link::{LinkControl, Phase, StopResult};
+use super::link::{LinkControl, Links, Phase, StopResult};
 use super::log_ends;
 use crate::api::{
-    CategoryCount, Health, Link, LinkStatus, Mirror, MirrorLag, TopicReport, TransitionError,
+    CategoryCount, Health, Link, LinkStatus, Mirror, MirrorLag, Setting, TopicReport,
+    TransitionError,
 };
+use crate::config::LinkEntry;
 use crate::failover::{LogEnds, Mirrors, Route};
 
 /// How long one question for log ends may take; steps have their own limits on top.
@@ -25,23 +27,29 @@ const LOG_ENDS_LIMIT: Duration = Duration::from_secs(3);
 /// Every link and probe. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkSet {
-    links: Arc<Vec<LinkControl>>,
+    links: Links,
     probes: Arc<BTreeMap<ClusterName, ProbeHandle>>,
 }
 
 impl LinkSet {
-    pub(crate) fn new(links: Vec<LinkControl>, probes: Vec<ProbeHandle>) -> Self {
+    pub(crate) fn new(links: Links, probes: Vec<ProbeHandle>) -> Self {
         let probes = probes
             .into_iter()
             .map(|probe| (probe.name().clone(), probe))
             .collect();
         Self {
-            links: Arc::new(links),
+            links,
             probes: Arc::new(probes),
         }
     }
 
-    pub(crate) fn links(&self) -> &[LinkControl] {
+    /// The links there are now.
+    pub(crate) fn links(&self) -> Arc<Vec<LinkControl>> {
+        self.links.get()
+    }
+
+    /// The handle of those who own them.
+    pub(super) fn all(&self) -> &Links {
         &self.links
     }
 
@@ -51,30 +59,34 @@ impl LinkSet {
 
     /// Every mirror of every link (or of one), also of links that do not run.
     pub(crate) fn mirrors(&self, link: Option<&str>) -> Vec<Mirror> {
-        let wanted = self
-            .links
+        let links = self.links();
+        let wanted = links
             .iter()
             .filter(|control| link.is_none_or(|name| control.section().name == name));
         wanted.flat_map(mirrors_of).collect()
     }
 
     pub(crate) fn link_statuses(&self) -> Vec<LinkStatus> {
-        self.links.iter().map(link_status).collect()
+        self.links().iter().map(link_status).collect()
     }
 
     /// Every link, or one.
     pub(crate) fn describe_links(&self, name: Option<&str>) -> Vec<Link> {
-        let wanted = self
-            .links
+        let links = self.links();
+        let wanted = links
             .iter()
             .filter(|control| name.is_none_or(|name| control.section().name == name));
         wanted.map(link_of).collect()
     }
 
-    fn on_route<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = &'a LinkControl> {
-        self.links.iter().filter(|link| {
-            link.section().source == route.from && link.section().destination == route.to
-        })
+    /// The links that a failover or switchover along the route is about.
+    fn on_route(&self, route: &Route) -> Vec<LinkControl> {
+        let mut links = self.links().to_vec();
+        links.retain(|link| {
+            let section = link.section();
+            section.follow_fleet && section.source == route.from && section.destination == route.to
+        });
+        links
     }
 
     /// The log ends that the cluster knows; some may be missing.
@@ -100,6 +112,7 @@ impl LinkSet {
 
     fn topics_on(&self, route: &Route) -> Vec<String> {
         self.on_route(route)
+            .iter()
             .flat_map(LinkControl::topics_in_operation)
             .collect()
     }
@@ -111,7 +124,11 @@ impl Mirrors for LinkSet {
             from: link.section().source.clone(),
             to: link.section().destination.clone(),
         };
-        self.links.iter().map(route).collect()
+        self.links()
+            .iter()
+            .filter(|link| link.section().follow_fleet)
+            .map(route)
+            .collect()
     }
 
     fn last_known(&self, route: &Route) -> Vec<TopicReport> {
@@ -122,14 +139,16 @@ impl Mirrors for LinkSet {
             mirrors
         };
         self.on_route(route)
+            .iter()
             .flat_map(in_operation)
             .map(|mirror| last_known(&mirror))
             .collect()
     }
 
     async fn stop(&self, route: &Route, epoch: Epoch, limit: Duration) -> Vec<TopicReport> {
-        let stops = self
-            .on_route(route)
+        let links = self.on_route(route);
+        let stops = links
+            .iter()
             .map(|link| async move { (link, link.stop(epoch, limit).await) });
         let (mut topics, mut silent) = (Vec::new(), Vec::new());
         for (link, result) in join_all(stops).await {
@@ -149,11 +168,13 @@ impl Mirrors for LinkSet {
     }
 
     async fn resume(&self, route: &Route) {
-        join_all(self.on_route(route).map(LinkControl::resume)).await;
+        let links = self.on_route(route);
+        join_all(links.iter().map(LinkControl::resume)).await;
     }
 
     async fn sync_groups(&self, route: &Route) -> Result<(), String> {
-        for link in self.on_route(route).filter(|link| {
+        let links = self.on_route(route);
+        for link in links.iter().filter(|link| {
             !(link.section().groups.is_empty() && link.section().group_filters.is_empty())
         }) {
             let handle = link
@@ -431,6 +452,7 @@ pub(super) fn link_of(link: &LinkControl) -> Link {
             .or_default() += 1;
     }
     Link {
+        tasks: super::tasks::tasks(link, &description),
         status: link_status(link),
         source_cluster_id: description.source_cluster_id,
         destination_cluster_id: description.destination_cluster_id,
@@ -442,7 +464,23 @@ pub(super) fn link_of(link: &LinkControl) -> Link {
             })
             .collect(),
         groups: description.groups,
+        origin: link.entry().origin,
+        configs: settings_of(link.entry()),
     }
+}
+
+fn settings_of(entry: &LinkEntry) -> Vec<Setting> {
+    let setting = |key: &str| {
+        let (value, origin) = (entry.settings.get(key), entry.origin_of(key));
+        let file = entry.in_file.as_ref().and_then(|file| file.get(key));
+        Setting {
+            name: key.to_owned(),
+            value: value.cloned(),
+            origin,
+            file_value: file.filter(|file| Some(*file) != value).cloned(),
+        }
+    };
+    entry.keys().into_iter().map(setting).collect()
 }
 
 fn category(status: MirrorStatus) -> &'static str {

@@ -1,10 +1,12 @@
 //! The daemon: everything that runs behind `standfast agent`.
 
+mod changes;
 mod health;
 mod link;
 mod log_ends;
 mod mirrors;
 mod operations;
+mod tasks;
 mod transitions;
 mod verification;
 
@@ -35,7 +37,7 @@ pub(crate) use operations::Operations;
 pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
-use link::{Keeper, LinkSupervisor};
+use link::{Registry, RegistryParts};
 
 /// Sub-folder of data_dir for the last known fleet record.
 const RECORD_FOLDER: &str = "discovery";
@@ -50,8 +52,7 @@ pub(crate) struct Daemon {
     fleet: FleetWatch,
     secrets: SecretsWatch,
     probes: Vec<Probe>,
-    links: Vec<LinkSupervisor>,
-    keepers: Vec<Keeper>,
+    links: Registry,
     /// Held for as long as the daemon lives.
     _data_dir: File,
 }
@@ -85,8 +86,14 @@ impl Daemon {
             .watch(secret_paths(config.clusters.values())?);
 
         let (probes, probe_handles) = build_probes(&config, &secrets);
-        let (links, controls, keepers) = build_links(&config, &fleet, &secrets)?;
-        let link_set = LinkSet::new(controls, probe_handles);
+        let parts = RegistryParts {
+            data_dir: config.agent.data_dir.clone(),
+            clusters: config.clusters.clone(),
+            fleet: fleet.clone(),
+            secrets: secrets.clone(),
+        };
+        let (links, handle) = Registry::new(&config, parts)?;
+        let link_set = LinkSet::new(handle, probe_handles);
         let coordination = DiscoveryCoordination {
             discovery,
             fleet: config.fleet.name,
@@ -118,7 +125,6 @@ impl Daemon {
             secrets: secrets_watch,
             probes,
             links,
-            keepers,
             _data_dir: data_dir,
         })
     }
@@ -140,7 +146,6 @@ impl Daemon {
             secrets,
             probes,
             links,
-            keepers,
             _data_dir,
         } = self;
         // The links and what they rest upon outlive the API: a failover that is under way still needs them.
@@ -151,12 +156,7 @@ impl Daemon {
         for probe in probes {
             tasks.spawn(probe.run(end.clone()));
         }
-        for link in links {
-            tasks.spawn(link.run(end.clone()));
-        }
-        for keeper in keepers {
-            tasks.spawn(keeper.run(end.clone()));
-        }
+        tasks.spawn(links.run(end.clone()));
         let operations = state.operations.clone();
         let api = http::serve(listener, state, shutdown.clone());
         let mut api = tokio::spawn(api);
@@ -279,36 +279,6 @@ fn build_probes(config: &Config, secrets: &SecretsHandle) -> (Vec<Probe>, Vec<Pr
         )
     };
     config.clusters.iter().map(probe).unzip()
-}
-
-fn build_links(
-    config: &Config,
-    fleet: &FleetWatchHandle,
-    secrets: &SecretsHandle,
-) -> anyhow::Result<(Vec<LinkSupervisor>, Vec<LinkControl>, Vec<Keeper>)> {
-    let entry = |name: &ClusterName| {
-        config
-            .clusters
-            .get(name)
-            .cloned()
-            .with_context(|| format!("no cluster {name}"))
-    };
-    let (mut supervisors, mut controls, mut keepers) = (Vec::new(), Vec::new(), Vec::new());
-    for section in &config.links {
-        let (keeper, state) = Keeper::open(&config.agent.data_dir, &section.name)?;
-        let (supervisor, control) = LinkSupervisor::new(
-            section.clone(),
-            entry(&section.source)?,
-            entry(&section.destination)?,
-            fleet.clone(),
-            secrets.clone(),
-            state,
-        );
-        supervisors.push(supervisor);
-        controls.push(control);
-        keepers.push(keeper);
-    }
-    Ok((supervisors, controls, keepers))
 }
 
 /// The agent keeps the last record itself, so that it starts without Consul.

@@ -28,13 +28,9 @@ impl LinkSet {
         transition: Transition,
         request: MirrorsRequest,
     ) -> Result<MirrorChanges, ErrorBody> {
-        let control = self.the_link(request.link.as_deref())?.clone();
+        let control = self.the_link(request.link.as_deref())?;
         let names = select(&control, transition, &request)?;
-        let timeout = match (request.timeout_ms, transition) {
-            (Some(ms), _) => Duration::from_millis(ms).min(TIMEOUT_MAX),
-            (None, Transition::Failover) => FAILOVER_DEFAULT,
-            (None, _) => TIMEOUT_DEFAULT,
-        };
+        let timeout = timeout(request.timeout_ms, transition);
         let dry_run = request.dry_run;
         // A task of its own: the caller may hang up, the change goes on to its end.
         let task = tokio::spawn(async move {
@@ -74,15 +70,16 @@ impl LinkSet {
                 )
             })?;
         }
-        Ok(super::mirrors::link_of(control))
+        Ok(super::mirrors::link_of(&control))
     }
 
-    fn the_link(&self, name: Option<&str>) -> Result<&LinkControl, ErrorBody> {
-        let names: Vec<&str> = (self.links().iter())
+    fn the_link(&self, name: Option<&str>) -> Result<LinkControl, ErrorBody> {
+        let links = self.links();
+        let names: Vec<&str> = (links.iter())
             .map(|link| link.section().name.as_str())
             .collect();
-        match (name, self.links()) {
-            (None, [only]) => Ok(only),
+        match (name, links.as_slice()) {
+            (None, [only]) => Ok(only.clone()),
             (None, []) => Err(error(ErrorCode::NotFound, "this agent has no links")),
             (None, _) => Err(error(
                 ErrorCode::BadRequest,
@@ -94,6 +91,7 @@ impl LinkSet {
             (Some(name), links) => links
                 .iter()
                 .find(|link| link.section().name == name)
+                .cloned()
                 .ok_or_else(|| {
                     error(
                         ErrorCode::NotFound,
@@ -104,6 +102,15 @@ impl LinkSet {
                     )
                 }),
         }
+    }
+}
+
+/// How long a change may take.
+pub(super) fn timeout(asked_ms: Option<u64>, transition: Transition) -> Duration {
+    match (asked_ms, transition) {
+        (Some(ms), _) => Duration::from_millis(ms).min(TIMEOUT_MAX),
+        (None, Transition::Failover) => FAILOVER_DEFAULT,
+        (None, _) => TIMEOUT_DEFAULT,
     }
 }
 
@@ -162,14 +169,18 @@ fn select(
     Ok(names)
 }
 
-fn rehearse(control: &LinkControl, topics: &[&str], transition: Transition) -> Vec<MirrorChange> {
+pub(super) fn rehearse(
+    control: &LinkControl,
+    topics: &[&str],
+    transition: Transition,
+) -> Vec<MirrorChange> {
     match control.handle() {
         Some(handle) => handle.rehearse(topics, transition),
         None => without_link(control, topics, transition, true),
     }
 }
 
-async fn perform(
+pub(super) async fn perform(
     control: &LinkControl,
     topics: &[&str],
     transition: Transition,

@@ -7,6 +7,7 @@
 //! | `GET /v1/mirrors/{topic}[?link=L]` | one mirror topic; a list, since several links may mirror it |
 //! | `POST /v1/mirrors:{pause,resume,promote,failover,create}` | [`MirrorsRequest`](crate::api::MirrorsRequest) → [`MirrorChanges`](crate::api::MirrorChanges), one result per topic |
 //! | `GET /v1/links`, `GET /v1/links/{link}` | the links, with states counted and groups |
+//! | `POST /v1/links:{create,update,delete}` | [`LinkCreateRequest`](crate::api::LinkCreateRequest) … → [`LinkChange`](crate::api::LinkChange) |
 //! | `POST /v1/links:{pause,resume}` | [`LinkRequest`](crate::api::LinkRequest) → [`Link`](crate::api::Link) |
 //! | `POST /v1/mirrors/{topic}/verify` | [`VerifyRequest`](crate::api::VerifyRequest) → JSON lines: progress, then the report |
 //! | `GET /v1/fleet` | the fleet record |
@@ -140,12 +141,8 @@ async fn mirror(
 
 fn check_link(daemon: &DaemonState, link: Option<&str>) -> Result<(), ApiError> {
     let Some(link) = link else { return Ok(()) };
-    let names: Vec<&str> = daemon
-        .links
-        .links()
-        .iter()
-        .map(|l| l.section().name.as_str())
-        .collect();
+    let links = daemon.links.links();
+    let names: Vec<&str> = links.iter().map(|l| l.section().name.as_str()).collect();
     if names.contains(&link) {
         return Ok(());
     }

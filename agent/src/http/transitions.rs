@@ -8,7 +8,10 @@ use standfast_link::Transition;
 
 use super::check_link;
 use super::error::{ApiError, Body};
-use crate::api::{Link, LinkList, LinkRequest, MirrorChanges, MirrorsRequest};
+use crate::api::{
+    ErrorCode, Link, LinkChange, LinkCreateRequest, LinkDeleteRequest, LinkList, LinkRequest,
+    LinkUpdateRequest, MirrorChanges, MirrorsRequest,
+};
 use crate::daemon::DaemonState;
 
 /// Largest request body: the names of ten thousands of topics.
@@ -28,6 +31,9 @@ pub(super) fn routes() -> Router<DaemonState> {
     }
     router
         .layer(DefaultBodyLimit::max(TOPICS_MAX_BYTES))
+        .route("/v1/links:create", post(create))
+        .route("/v1/links:update", post(update))
+        .route("/v1/links:delete", post(delete))
         .route("/v1/links:pause", pause(true))
         .route("/v1/links:resume", pause(false))
         .route("/v1/links", get(links))
@@ -52,6 +58,44 @@ fn pause(paused: bool) -> MethodRouter<DaemonState> {
             Ok(Json(daemon.links.pause_link(request, paused).await?))
         },
     )
+}
+
+async fn create(
+    State(daemon): State<DaemonState>,
+    Body(request): Body<LinkCreateRequest>,
+) -> Result<Json<LinkChange>, ApiError> {
+    no_operation(&daemon)?;
+    Ok(Json(daemon.links.create_link(request).await?))
+}
+
+async fn update(
+    State(daemon): State<DaemonState>,
+    Body(request): Body<LinkUpdateRequest>,
+) -> Result<Json<LinkChange>, ApiError> {
+    no_operation(&daemon)?;
+    Ok(Json(daemon.links.update_link(request).await?))
+}
+
+async fn delete(
+    State(daemon): State<DaemonState>,
+    Body(request): Body<LinkDeleteRequest>,
+) -> Result<Json<LinkChange>, ApiError> {
+    no_operation(&daemon)?;
+    Ok(Json(daemon.links.delete_link(request).await?))
+}
+
+/// While a failover or switchover counts on the links, they stay what they are.
+fn no_operation(daemon: &DaemonState) -> Result<(), ApiError> {
+    match daemon.operations.current() {
+        None => Ok(()),
+        Some(operation) => Err(ApiError::new(
+            ErrorCode::OperationInProgress,
+            format!(
+                "a {} is running; links are not changed meanwhile",
+                operation.kind
+            ),
+        )),
+    }
 }
 
 async fn links(State(daemon): State<DaemonState>) -> Json<LinkList> {

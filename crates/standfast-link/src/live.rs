@@ -52,6 +52,18 @@ impl LinkHandle {
     /// # Errors
     /// The options are not valid.
     pub fn update(&self, options: &LinkOptions) -> Result<bool, Error> {
+        self.take_over(options, true)
+    }
+
+    /// What [`update`](Self::update) would answer; nothing is changed.
+    ///
+    /// # Errors
+    /// The options are not valid.
+    pub fn can_update(&self, options: &LinkOptions) -> Result<bool, Error> {
+        self.take_over(options, false)
+    }
+
+    fn take_over(&self, options: &LinkOptions, change: bool) -> Result<bool, Error> {
         options.check()?;
         let inner = &self.inner;
         let state = inner.options.lifecycle.state();
@@ -62,6 +74,9 @@ impl LinkHandle {
         let stays = known.iter().all(|name| mirrors.contains(&**name));
         if !stays || needs_restart(&inner.options, options) {
             return Ok(false);
+        }
+        if !change {
+            return Ok(true);
         }
         // In the order of the options; those that were there before keep their place.
         for name in &options.topics {

@@ -118,7 +118,7 @@ impl Keeper {
             state,
         };
         let path = self.path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path, &document)).await;
+        let written = tokio::task::spawn_blocking(move || replace(&path, &document)).await;
         let error = match written {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -128,6 +128,14 @@ impl Keeper {
             tracing::error!(link = self.link, file = %self.path.display(), error, "which mirrors are paused or stopped could not be saved; a restart would not know");
         }
         self.kept.send_replace(Kept { revision, error });
+    }
+}
+
+/// Removes the file of a link that is no more.
+pub(super) fn forget(data_dir: &Path, link: &str) -> io::Result<()> {
+    match fs::remove_file(data_dir.join(FOLDER).join(format!("{link}.json"))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -179,7 +187,7 @@ fn read(path: &Path, link: &str) -> anyhow::Result<RunningState> {
 }
 
 /// Replaces the file as a whole: a reader finds the old content or the new, also after a power cut.
-fn write(path: &Path, document: &Document) -> io::Result<()> {
+pub(super) fn replace(path: &Path, document: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(document)?;
     let temporary = path.with_extension("json.new");
     let mut file = OpenOptions::new()

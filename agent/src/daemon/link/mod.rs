@@ -2,7 +2,9 @@
 //!
 //! The rule that everything here serves: a link never writes into the cluster that the record calls active.
 
+mod edit;
 mod kept;
+mod registry;
 mod rule;
 mod supervisor;
 
@@ -13,10 +15,11 @@ use standfast_discovery::Epoch;
 use standfast_link::{Lifecycle, LinkDescription, LinkHandle, StoppedMirror, Wanted};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::LinkSection;
+use crate::api::Applied;
+use crate::config::{LinkEntry, LinkSection};
 
-pub(crate) use kept::{Keeper, KeptState};
-pub(crate) use supervisor::LinkSupervisor;
+use kept::{Keeper, KeptState};
+pub(crate) use registry::{Links, Registry, RegistryParts};
 
 /// What a link is doing.
 #[derive(Debug, Clone)]
@@ -55,12 +58,19 @@ enum Command {
     Resume {
         reply: oneshot::Sender<()>,
     },
+    /// Other settings for the same link.
+    Update {
+        section: Arc<LinkSection>,
+        /// Only say how it would be taken over.
+        dry_run: bool,
+        reply: oneshot::Sender<Result<Applied, String>>,
+    },
 }
 
 /// Talks to a [`LinkSupervisor`]. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkControl {
-    section: Arc<LinkSection>,
+    entry: Arc<LinkEntry>,
     commands: mpsc::Sender<Command>,
     phase: watch::Receiver<Phase>,
     last: watch::Receiver<Option<LinkDescription>>,
@@ -69,7 +79,36 @@ pub(crate) struct LinkControl {
 
 impl LinkControl {
     pub(crate) fn section(&self) -> &LinkSection {
-        &self.section
+        &self.entry.section
+    }
+
+    /// The settings, and where they come from.
+    pub(crate) fn entry(&self) -> &LinkEntry {
+        &self.entry
+    }
+
+    /// The same link with other settings.
+    fn with_entry(&self, entry: Arc<LinkEntry>) -> Self {
+        Self {
+            entry,
+            ..self.clone()
+        }
+    }
+
+    /// Gives the link other settings.
+    async fn update(&self, entry: &LinkEntry, dry_run: bool) -> Result<Applied, String> {
+        let (reply, answer) = oneshot::channel();
+        let section = Arc::new(entry.section.clone());
+        let gone = || "the agent is shutting down".to_owned();
+        self.commands
+            .send(Command::Update {
+                section,
+                dry_run,
+                reply,
+            })
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Which mirrors are paused or stopped.
@@ -84,7 +123,7 @@ impl LinkControl {
 
     /// Every mirror topic of the link, whether or not it runs: named, found by a filter, or created by a command.
     pub(crate) fn mirror_names(&self) -> Vec<String> {
-        let section = &self.section;
+        let section = self.section();
         self.lifecycle()
             .state()
             .mirrors(&section.topics, &section.topic_filters)
@@ -93,7 +132,7 @@ impl LinkControl {
     /// The mirror topics that a failover or switchover of the region is about: not those that were stopped one by one.
     pub(crate) fn topics_in_operation(&self) -> Vec<String> {
         let state = self.lifecycle().state();
-        let mut names = state.mirrors(&self.section.topics, &self.section.topic_filters);
+        let mut names = state.mirrors(&self.section().topics, &self.section().topic_filters);
         names.retain(|name| state.wanted(name) != Wanted::Stopped);
         names
     }

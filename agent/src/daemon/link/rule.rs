@@ -15,6 +15,8 @@ pub(super) enum Verdict {
 /// The rule. Without a record nobody knows which cluster is active, so nothing is written.
 pub(super) fn verdict(record: Option<&FleetRecord>, section: &LinkSection) -> Verdict {
     match record {
+        // Its topics are not those of the fleet's applications.
+        _ if !section.follow_fleet => Verdict::Run,
         None => Verdict::Hold(
             "there is no fleet record yet; create it with `standfast fleet init`, or bring discovery back".to_owned(),
         ),
@@ -97,6 +99,14 @@ mod tests {
             verdict(Some(&record("east")), &section()),
             Verdict::Hold("east is the active cluster".to_owned())
         );
+    }
+
+    #[test]
+    fn a_link_that_does_not_follow_the_fleet_runs_always() {
+        let mut section = section();
+        section.follow_fleet = false;
+        assert_eq!(verdict(Some(&record("east")), &section), Verdict::Run);
+        assert_eq!(verdict(None, &section), Verdict::Run);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::rule::{Verdict, as_stopped, link_options, verdict};
 use super::{Command, KeptState, LinkControl, Phase, StopResult};
+use crate::api::Applied;
 use crate::clusters;
-use crate::config::LinkSection;
+use crate::config::{LinkEntry, LinkSection};
 
 /// Commands waiting for one supervisor; an operation sends one at a time.
 const COMMANDS_MAX: usize = 8;
@@ -70,21 +71,21 @@ struct Restart {
 
 impl LinkSupervisor {
     pub(crate) fn new(
-        section: LinkSection,
+        entry: Arc<LinkEntry>,
         source: ClusterEntry,
         destination: ClusterEntry,
         fleet: FleetWatchHandle,
         secrets: SecretsHandle,
         state: KeptState,
     ) -> (Self, LinkControl) {
-        let section = Arc::new(section);
+        let section = Arc::new(entry.section.clone());
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (phase, phase_receiver) = watch::channel(Phase::Held {
             reason: "not started yet".to_owned(),
         });
         let (last, last_receiver) = watch::channel(None);
         let control = LinkControl {
-            section: Arc::clone(&section),
+            entry,
             commands: sender,
             phase: phase_receiver,
             last: last_receiver,
@@ -105,6 +106,11 @@ impl LinkSupervisor {
             state,
         };
         (supervisor, control)
+    }
+
+    /// The link's name.
+    pub(super) fn name(&self) -> &str {
+        &self.section.name
     }
 
     /// Supervises until `shutdown`.
@@ -253,7 +259,69 @@ impl LinkSupervisor {
                 self.settle().await;
                 let _ = reply.send(());
             }
+            Command::Update {
+                section,
+                dry_run,
+                reply,
+            } => {
+                let _ = reply.send(self.update(section, dry_run).await);
+            }
         }
+    }
+
+    /// Other settings: taken over by the running link if it can, else it is started again from its logs.
+    async fn update(
+        &mut self,
+        section: Arc<LinkSection>,
+        dry_run: bool,
+    ) -> Result<Applied, String> {
+        let Some(running) = &self.running else {
+            if dry_run {
+                return Ok(Applied::NotRunning);
+            }
+            self.section = section;
+            // Whatever kept it from running may be mended.
+            self.restart = Restart::default();
+            self.settle().await;
+            return Ok(match self.running {
+                Some(_) => Applied::Restarted,
+                None => Applied::NotRunning,
+            });
+        };
+        let name = LinkName::new(section.name.clone()).map_err(|error| error.to_string())?;
+        let options = link_options(&section, name, &running.options, self.state.lifecycle());
+        let live = if dry_run {
+            running.handle.can_update(&options)
+        } else {
+            running.handle.update(&options)
+        };
+        let live = live.map_err(|error| error.to_string())?;
+        if dry_run {
+            return Ok(if live {
+                Applied::Live
+            } else {
+                Applied::Restarted
+            });
+        }
+        let follows = self.section.follow_fleet == section.follow_fleet;
+        self.section = section;
+        if live && follows {
+            return Ok(Applied::Live);
+        }
+        if !live {
+            tracing::info!(
+                link = self.section.name,
+                "starting the link again with its new settings"
+            );
+            self.end().await;
+            self.restart = Restart::default();
+        }
+        self.settle().await;
+        Ok(match (live, &self.running) {
+            (true, _) => Applied::Live,
+            (_, Some(_)) => Applied::Restarted,
+            (_, None) => Applied::NotRunning,
+        })
     }
 
     /// No more appends after this returns.
