@@ -14,7 +14,7 @@ const STAMP: std::ops::Range<usize> = 43..57;
 /// What was compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Compared {
-    /// Batches on each side.
+    /// Batches of the mirror.
     pub batches: usize,
     /// Offsets on each side.
     pub records: i64,
@@ -23,7 +23,8 @@ pub struct Compared {
 /// Panics with the first difference between a topic's logs on two clusters; compares raw batches.
 ///
 /// Equal means: the same log ends, the same batch boundaries, and in each batch the same bytes after the CRC field but for
-/// producer id, epoch and base sequence. The CRC of each side is checked.
+/// producer id, epoch and base sequence; a batch that the link joined holds the records of the batches that it was made of. The CRC of
+/// each side is checked.
 pub fn assert_same_batches(west: &str, east: &str, topic: &str, partitions: i32) -> Compared {
     runtime().block_on(async {
         let (west, east) = (connect(west).await, connect(east).await);
@@ -33,20 +34,29 @@ pub fn assert_same_batches(west: &str, east: &str, topic: &str, partitions: i32)
                 log_of(&west, topic, partition).await,
                 log_of(&east, topic, partition).await,
             );
-            for (left, right) in on_west.iter().zip(&on_east) {
-                assert_same(topic, partition, left, right);
-                compared.records += right.header.next_offset() - right.header.base_offset;
+            let mut left = on_west.iter();
+            for right in &on_east {
+                let end = right.header.next_offset();
+                let mut parts: Vec<&RawBatch> = Vec::new();
+                while parts
+                    .last()
+                    .is_none_or(|last| last.header.next_offset() < end)
+                {
+                    parts.extend(left.next().map(Some).unwrap_or_else(|| {
+                        panic!("{topic}-{partition}: west ends before offset {end}")
+                    }));
+                }
+                match parts.as_slice() {
+                    [one] => assert_same(topic, partition, one, right),
+                    parts => assert_joined(topic, partition, parts, right),
+                }
+                compared.records += end - right.header.base_offset;
             }
-            let ends = |log: &[RawBatch]| {
-                (
-                    log.len(),
-                    log.last().map_or(0, |batch| batch.header.next_offset()),
-                )
-            };
+            let end = |log: &[RawBatch]| log.last().map_or(0, |batch| batch.header.next_offset());
             assert_eq!(
-                ends(&on_west),
-                ends(&on_east),
-                "{topic}-{partition}: batches and log end, west and east"
+                end(&on_west),
+                end(&on_east),
+                "{topic}-{partition}: log end, west and east"
             );
             compared.batches += on_east.len();
         }
@@ -99,6 +109,52 @@ fn assert_same(topic: &str, partition: i32, left: &RawBatch, right: &RawBatch) {
         left.bytes[HEADER_LEN..] == right.bytes[HEADER_LEN..],
         "{at}: records differ"
     );
+}
+
+/// The same records, in one batch on the right.
+fn assert_joined(topic: &str, partition: i32, parts: &[&RawBatch], right: &RawBatch) {
+    let at = format!("{topic}-{partition} at offset {}", right.header.base_offset);
+    right
+        .verify_crc()
+        .unwrap_or_else(|error| panic!("{at}, east: {error}"));
+    let mut left = Vec::new();
+    for part in parts {
+        part.verify_crc()
+            .unwrap_or_else(|error| panic!("{at}, west: {error}"));
+        left.extend(records(part, &at));
+    }
+    assert!(left == records(right, &at), "{at}: joined records differ");
+}
+
+/// Offset, timestamp, attributes and the rest of each record of an uncompressed batch.
+fn records(batch: &RawBatch, at: &str) -> Vec<(i64, i64, u8, Vec<u8>)> {
+    assert_eq!(batch.header.attributes.0, 0, "{at}: joined, but not plain");
+    let mut rest = &batch.bytes[HEADER_LEN..];
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let length = usize::try_from(varint(&mut rest)).expect("a length");
+        let (mut record, after) = rest.split_at(length);
+        rest = after;
+        let attributes = record[0];
+        record = &record[1..];
+        let timestamp = batch.header.base_timestamp + varint(&mut record);
+        let offset = batch.header.base_offset + varint(&mut record);
+        found.push((offset, timestamp, attributes, record.to_vec()));
+    }
+    found
+}
+
+fn varint(rest: &mut &[u8]) -> i64 {
+    let (mut value, mut shift) = (0u64, 0);
+    loop {
+        let byte = rest[0];
+        *rest = &rest[1..];
+        value |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return (value >> 1) as i64 ^ -((value & 1) as i64);
+        }
+    }
 }
 
 async fn connect(bootstrap: &str) -> Cluster {

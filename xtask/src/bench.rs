@@ -13,8 +13,12 @@ mod contender;
 mod dataset;
 mod latency;
 mod mirrormaker;
+mod neighbour;
 mod report;
 mod standfast;
+mod tiny;
+mod topics;
+mod transactions;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -54,6 +58,12 @@ pub(crate) struct LinkArguments {
     /// Write the results to FILE as a JSON array
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// What is measured
+    #[arg(long, value_enum, default_value_t = Set::Copy)]
+    set: Set,
+    /// Measure this `standfast` binary instead of the workspace's
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// Only the dataset with 4 partitions and lz4
     #[arg(long)]
     quick: bool,
@@ -63,6 +73,21 @@ pub(crate) struct LinkArguments {
     /// Records of 1 kB in each dataset
     #[arg(long, default_value_t = 1_000_000)]
     records: u64,
+}
+
+/// What `cargo xtask bench link` measures. All but the first measure Standfast alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Set {
+    /// Throughput, CPU, memory and latency next to MirrorMaker 2
+    Copy,
+    /// Batches of one record, joined on their way and not
+    Tiny,
+    /// Transactions per second
+    Transactions,
+    /// 2,000 topics: create, pause, resume, restart, fail over, idle
+    Topics,
+    /// Latency of the destination's own clients while a backlog is copied
+    Neighbour,
 }
 
 pub(crate) fn run(command: &Command) -> Result<ExitCode> {
@@ -86,7 +111,10 @@ fn link(arguments: &LinkArguments) -> Result<ExitCode> {
     let install = obtain(&[Server::Kafka], &Terminal::new())?
         .kafka
         .context("Kafka was not installed")?;
-    eprintln!("building the release binary");
+    match &arguments.program {
+        Some(program) => standfast::use_program(program),
+        None => eprintln!("building the release binary"),
+    }
     standfast::program()?;
     let began = Instant::now();
     let step = |text: String| eprintln!("{:>4} s  {text}", began.elapsed().as_secs());
@@ -108,8 +136,37 @@ fn link(arguments: &LinkArguments) -> Result<ExitCode> {
         destination: start("east")?,
         install,
     };
+    let measured = match arguments.set {
+        Set::Copy => copy(arguments, &tools, &clusters, &step)?,
+        Set::Tiny => tiny::run(&clusters, &step)?,
+        Set::Transactions => transactions::run(&clusters, &step)?,
+        Set::Topics => topics::run(clusters, &step)?,
+        Set::Neighbour => neighbour::run(&clusters, &step)?,
+    };
+    print!("{measured}");
+    println!(
+        "{}; broker data {}; {} s in all; load at the end {}",
+        report::machine(),
+        if in_memory.is_some() {
+            "in memory"
+        } else {
+            "on disk"
+        },
+        began.elapsed().as_secs(),
+        report::load()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The tools on the same clusters and the same data, one after the other.
+fn copy(
+    arguments: &LinkArguments,
+    tools: &[Tool],
+    clusters: &Clusters,
+    step: &dyn Fn(String),
+) -> Result<String> {
     step("warming the brokers up".to_owned());
-    warm_up(&clusters)?;
+    warm_up(clusters)?;
 
     let datasets = if arguments.quick {
         Dataset::quick(arguments.records)
@@ -120,29 +177,18 @@ fn link(arguments: &LinkArguments) -> Result<ExitCode> {
     for dataset in &datasets {
         step(format!("{dataset}: loading {} records", dataset.records));
         dataset.load(&clusters.source)?;
-        for tool in &tools {
-            let measurement = measure(*tool, &clusters, dataset, &step)
+        for tool in tools {
+            let measurement = measure(*tool, clusters, dataset, step)
                 .with_context(|| format!("measure {tool} on {dataset}"))?;
             step(format!("{dataset}: {tool}: {measurement}"));
             measurements.push(measurement);
         }
         clusters.source.delete_topic(&dataset.topic())?;
     }
-    print!("{}", report::table(&measurements));
-    println!(
-        "{}; broker data {}; {} s in all",
-        report::machine(),
-        if in_memory.is_some() {
-            "in memory"
-        } else {
-            "on disk"
-        },
-        began.elapsed().as_secs()
-    );
     if let Some(file) = &arguments.json {
         report::write_json(file, &measurements)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(report::table(&measurements))
 }
 
 /// A file system in memory with room for the brokers' data; without it the disk's write-back would be measured too.

@@ -75,7 +75,7 @@ fn print(report: &VerifyReport, printer: &Printer) -> Result<(), Failed> {
             cell(partition.partition),
             cell(partition.from_offset),
             cell(partition.to_offset),
-            cell(partition.equal_batches),
+            cell(equal(partition)),
             cell(not_comparable(partition)),
             cell(partition.only_on_source),
             cell(partition.only_on_destination),
@@ -87,6 +87,13 @@ fn print(report: &VerifyReport, printer: &Printer) -> Result<(), Failed> {
     printer.line(name_of(&report.result))?;
     hints(report, printer);
     Ok(())
+}
+
+fn equal(partition: &PartitionVerified) -> String {
+    match partition.joined_batches {
+        0 => partition.equal_batches.to_string(),
+        joined => format!("{} + {joined} joined", partition.equal_batches),
+    }
 }
 
 fn not_comparable(partition: &PartitionVerified) -> String {

@@ -96,6 +96,9 @@ pub(crate) struct LinkSection {
     /// Most bytes of record data per second that are read from the source; without it, no limit.
     #[serde(default)]
     pub(crate) rate_limit: Option<ByteRate>,
+    /// Whether tiny batches are joined under lag; without it, they are.
+    #[serde(default)]
+    pub(crate) join_batches: Option<bool>,
     /// How often group offsets are carried over.
     #[serde(default, deserialize_with = "optional_duration")]
     pub(crate) group_sync_interval: Option<Duration>,

@@ -91,6 +91,19 @@ pub(crate) async fn batch_at(
     Ok(found.map(|(batch, _)| batch))
 }
 
+/// Batches from the one that holds `offset` on, in `max_bytes` or one.
+pub(crate) async fn batches_at(
+    cluster: &Cluster,
+    id: &PartitionId,
+    offset: i64,
+    max_bytes: i32,
+) -> Result<Vec<RawBatch>, Error> {
+    let fetched = cluster
+        .fetch_batches(&id.topic, id.partition, offset, max_bytes)
+        .await?;
+    Ok(fetched.batches)
+}
+
 /// The batch that holds `offset`, and the log's last stable offset.
 pub(crate) async fn batch_and_stable(
     cluster: &Cluster,

@@ -5,7 +5,9 @@ use standfast_wire::batch::{HEADER_LEN, RawBatch};
 use crate::calls;
 use crate::classify::{self, Hole, Kind};
 use crate::filler::{self, Mark};
+use crate::join::JOINED_BYTES;
 use crate::partition::Doubt;
+use crate::records::Record;
 use crate::rewrite::{Decoded, decoding};
 use crate::startup::{Refusal, Request, source};
 use crate::transactions;
@@ -13,10 +15,15 @@ use crate::transactions;
 /// Emptied batches in a row that are looked at behind one batch of filler.
 const MAX_EMPTY: usize = 10_000;
 
+/// Bytes of the source's log that are read at a time behind one joined batch, and in all: a record of 7 bytes may have a header of 61 of its own.
+const PARTS_BYTES: i32 = 256 << 10;
+const JOINED_PARTS_MAX: usize = 16 * JOINED_BYTES;
+
 /// What contradicts that `last` is the mirror of the source's log at its offsets. `log_start` is the source's.
 ///
 /// - The source's batch there is plain: all that mirroring keeps must be equal.
 /// - `last` is filler for a gap: the source must hold no record at its offsets.
+/// - `last` was joined of several: they must hold the same records.
 /// - The source's batch was rewritten by its compaction, or carries LogAppendTime: every record that it still holds must stand in `last`, with its offset, timestamp and bytes, and
 ///   `last` must carry this link's stamp. Compaction may have taken the others, or the whole batch, since they were mirrored.
 pub(crate) async fn contradiction(
@@ -26,7 +33,16 @@ pub(crate) async fn contradiction(
     producer_id: i64,
 ) -> Result<Option<String>, Refusal> {
     let (base, next) = (last.header.base_offset, last.header.next_offset());
-    let original = batch_at(request, base.max(log_start)).await?;
+    let original = calls::batch_at(&request.context.source, &request.id, base.max(log_start))
+        .await
+        .map_err(source)?;
+    let Some(original) = original else {
+        if is_ours(last, producer_id) {
+            // The source's log ends in a gap there (compaction): nothing is left that could contradict.
+            return Ok(None);
+        }
+        return Err(none_at(base));
+    };
     let Some(exact) = difference(&original, last) else {
         return Ok(None);
     };
@@ -40,6 +56,9 @@ pub(crate) async fn contradiction(
     if header.base_offset >= next {
         return Ok(None);
     }
+    if header.base_offset > base || header.next_offset() < next {
+        return joined(request, original, last).await;
+    }
     if (header.base_offset, header.next_offset()) != (base, next) {
         return Ok(Some(exact));
     }
@@ -47,21 +66,80 @@ pub(crate) async fn contradiction(
         Ok(Kind::Hole(Hole::Empty)) => Ok(None),
         Ok(Kind::Hole(Hole::Altered)) => {
             let mirror = last.clone();
-            decoding(move || missing(&original, &mirror)).await
+            decoding(move || missing(&[original], &mirror)).await
         }
         _ => Ok(Some(exact)),
     }
+}
+
+/// Compares a batch that was joined of several (see [`crate::join`]) with those that the source holds at its offsets, from `first` on.
+async fn joined(
+    request: &Request,
+    first: RawBatch,
+    last: &RawBatch,
+) -> Result<Option<String>, Refusal> {
+    let next = last.header.next_offset();
+    let (mut parts, mut bytes) = (vec![first], 0);
+    loop {
+        let Some(end) = parts.last().map(|b| b.header.next_offset()) else {
+            return Ok(None);
+        };
+        if end > next {
+            return Ok(Some(format!(
+                "a batch of the source ends at offset {}",
+                end - 1
+            )));
+        }
+        if end == next {
+            break;
+        }
+        let found = calls::batches_at(&request.context.source, &request.id, end, PARTS_BYTES)
+            .await
+            .map_err(source)?;
+        let before = parts.len();
+        for batch in found {
+            let header = &batch.header;
+            if header.base_offset >= next || header.next_offset() <= end {
+                continue;
+            }
+            bytes += batch.bytes.len();
+            parts.push(batch);
+        }
+        if bytes > JOINED_PARTS_MAX {
+            return Ok(Some("the source holds more than that there".to_owned()));
+        }
+        if parts.len() == before {
+            // Compaction has emptied the rest of it, or nothing is there any more to contradict.
+            break;
+        }
+    }
+    for part in &parts {
+        let header = &part.header;
+        match classify::admit(header, header.base_offset) {
+            Ok(Kind::Plain | Kind::Hole(Hole::Empty | Hole::Altered)) => {}
+            _ => {
+                return Ok(Some(format!(
+                    "the source's batch at offset {} is not of the kind that is joined",
+                    header.base_offset
+                )));
+            }
+        }
+    }
+    let mirror = last.clone();
+    decoding(move || missing(&parts, &mirror)).await
 }
 
 async fn batch_at(request: &Request, offset: i64) -> Result<RawBatch, Refusal> {
     let batch = calls::batch_at(&request.context.source, &request.id, offset)
         .await
         .map_err(source)?;
-    batch.ok_or_else(|| {
-        Refusal::Later(Doubt::source(format!(
-            "the source answered no batch at offset {offset}"
-        )))
-    })
+    batch.ok_or_else(|| none_at(offset))
+}
+
+fn none_at(offset: i64) -> Refusal {
+    Refusal::Later(Doubt::source(format!(
+        "the source answered no batch at offset {offset}"
+    )))
 }
 
 /// Stamped as this link stamps what it writes outside transactions.
@@ -97,27 +175,30 @@ async fn record_behind(
     ))
 }
 
-/// The first record of `original` that `mirror`, a batch of the same offsets, does not hold.
-fn missing(original: &RawBatch, mirror: &RawBatch) -> Option<String> {
-    let (theirs, ours) = match (Decoded::new(original), Decoded::new(mirror)) {
-        (Ok(theirs), Ok(ours)) => (theirs, ours),
-        (Err(text), _) | (_, Err(text)) => return Some(format!("it cannot be compared: {text}")),
+/// The first record of `originals` that `mirror`, a batch of the same offsets, does not hold.
+fn missing(originals: &[RawBatch], mirror: &RawBatch) -> Option<String> {
+    let incomparable = |text| Some(format!("it cannot be compared: {text}"));
+    let ours = match Decoded::new(mirror) {
+        Ok(ours) => ours,
+        Err(text) => return incomparable(text),
     };
     let mut held = ours.records();
-    for (record, timestamp) in theirs.records() {
-        let found = held.find(|(r, _)| r.offset_delta >= record.offset_delta);
-        let same = found.is_some_and(|(r, t)| {
-            (r.offset_delta, r.attributes, r.content, t)
-                == (
-                    record.offset_delta,
-                    record.attributes,
-                    record.content,
-                    timestamp,
-                )
-        });
-        if !same {
+    for original in originals {
+        let theirs = match Decoded::new(original) {
+            Ok(theirs) => theirs,
+            Err(text) => return incomparable(text),
+        };
+        for (record, timestamp) in theirs.records() {
             let offset = original.header.base_offset + record.offset_delta;
-            return Some(format!("the record at offset {offset} differs"));
+            let ours = |r: &Record<'_>| mirror.header.base_offset + r.offset_delta;
+            let found = held.find(|(r, _)| ours(r) >= offset);
+            let same = found.is_some_and(|(r, t)| {
+                (ours(&r), r.attributes, r.content, t)
+                    == (offset, record.attributes, record.content, timestamp)
+            });
+            if !same {
+                return Some(format!("the record at offset {offset} differs"));
+            }
         }
     }
     None
@@ -187,15 +268,15 @@ mod tests {
     #[test]
     fn every_record_that_is_left_must_be_there() {
         let mirror = batch(&[(0, b"a"), (1, b"b"), (2, b"c")], 0);
-        assert_eq!(missing(&batch(&[(1, b"b")], 0), &mirror), None);
+        assert_eq!(missing(&[batch(&[(1, b"b")], 0)], &mirror), None);
         assert_eq!(
-            missing(&batch(&[(0, b"a"), (2, b"c")], 0x40), &mirror),
+            missing(&[batch(&[(0, b"a"), (2, b"c")], 0x40)], &mirror),
             None
         );
         let others: [&[(i64, &[u8])]; 2] = [&[(1, b"x")], &[(0, b"a"), (2, b"b")]];
         for other in others {
-            assert!(missing(&batch(other, 0), &mirror).is_some());
+            assert!(missing(&[batch(other, 0)], &mirror).is_some());
         }
-        assert!(missing(&batch(&[(1, b"b")], 0), &batch(&[(0, b"a")], 0)).is_some());
+        assert!(missing(&[batch(&[(1, b"b")], 0)], &batch(&[(0, b"a")], 0)).is_some());
     }
 }

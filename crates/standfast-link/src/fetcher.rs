@@ -241,6 +241,8 @@ impl Fetcher {
         if let Some(code) = ResponseError::try_from_code(response.error_code) {
             return Err(lost(format!("{code:?}")));
         }
+        let partitions = response.topics.iter().flat_map(|t| t.partitions.iter());
+        let all_empty = partitions.into_iter().all(|p| p.records.is_empty());
         let mut turn = asked.iter().cycle();
         for topic in response.topics {
             for fetched in topic.partitions.iter() {
@@ -250,7 +252,9 @@ impl Fetcher {
                     .take(asked.len())
                     .find(|a| a.partition == fetched.partition && self.is_topic(a, &topic));
                 if let Some(found) = found {
-                    let verdict = self.partition(found, fetched, permit);
+                    // The first partition is answered with a batch if it has one; others may find the answer full.
+                    let is_first = asked.first().is_some_and(|a| a.index == found.index);
+                    let verdict = self.partition(found, fetched, permit, all_empty || is_first);
                     shard::apply(&self.shard, found.index, verdict);
                 }
             }
@@ -269,7 +273,14 @@ impl Fetcher {
             .is_some_and(|slot| *slot.partition.id.topic == *topic.name)
     }
 
-    fn partition(&self, asked: &Asked, fetched: &FetchedPartition, permit: &Rc<Permit>) -> Verdict {
+    /// `had_room`: if no records are answered, the broker has none.
+    fn partition(
+        &self,
+        asked: &Asked,
+        fetched: &FetchedPartition,
+        permit: &Rc<Permit>,
+        had_room: bool,
+    ) -> Verdict {
         let mut borrowed = self.shard.borrow_mut();
         let Some(slot) = borrowed.slots.get_mut(asked.index) else {
             return Verdict::GoOn;
@@ -291,7 +302,11 @@ impl Fetcher {
             .status
             .source_answered(fetched.high_watermark);
         if fetched.records.is_empty() {
-            return Verdict::GoOn;
+            return if had_room {
+                slot.partition.hollow(asked.offset, fetched.high_watermark)
+            } else {
+                Verdict::GoOn
+            };
         }
         let verdict =
             slot.partition

@@ -14,14 +14,14 @@ pub(crate) const BATCH_OFFSETS: i64 = 400_000;
 /// A destination that refuses even this many offsets per batch as too large cannot hold the gap.
 const MIN_BATCH_OFFSETS: i64 = 10;
 
-/// Moves the position over the missing offsets up to `target`, where `next` begins or (if it is empty) ends.
+/// Moves the position over the missing offsets up to `target`. Time-based retention must not take filler for older, or newer, than what stands around it: `timestamp` is that
+/// of a neighbour.
 pub(crate) async fn run(
     path: &mut SlowPath<'_>,
     target: i64,
-    next: &RawBatch,
+    timestamp: i64,
 ) -> Result<(), Refusal> {
-    // Time-based retention must not take filler for older, or newer, than what stands around it.
-    let timestamp = next.header.max_timestamp.max(0);
+    let timestamp = timestamp.max(0);
     let mut size = BATCH_OFFSETS;
     let mut template: Option<RawBatch> = None;
     while path.position() < target {

@@ -23,6 +23,7 @@ mod groups;
 mod guard;
 mod handle;
 mod identity;
+mod join;
 mod lifecycle;
 mod link;
 mod live;

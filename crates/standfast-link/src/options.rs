@@ -168,6 +168,9 @@ pub struct LinkOptions {
     pub guard_interval: Duration,
     /// Replication factor of created topics. `None`: the source's, or the number of destination brokers if that is smaller.
     pub replication_factor: Option<i16>,
+    /// Under lag, tiny uncompressed batches are joined on their way: the same records at the same offsets in fewer batches. `false`: every batch of the source is
+    /// one batch of the mirror, with the same bytes.
+    pub join_batches: bool,
     /// Bytes of record data per second that may be read from the source, over all topics; `None`: no limit. Changed on a running link by
     /// [`LinkHandle::set_rate_limit`](crate::LinkHandle::set_rate_limit).
     pub rate_limit: Option<u64>,
@@ -202,6 +205,7 @@ impl LinkOptions {
             metadata_refresh: Duration::from_secs(30),
             guard_interval: Duration::from_millis(400),
             replication_factor: None,
+            join_batches: true,
             rate_limit: None,
             backoff: BackoffOptions::default(),
         }

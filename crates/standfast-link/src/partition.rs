@@ -15,6 +15,7 @@ pub(crate) use standfast_wire::TopicPartition as PartitionId;
 use crate::budget::Permit;
 use crate::classify::{self, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
+use crate::join::{self, JOINED_BYTES, QUEUED_MIN};
 use crate::options::MAX_IN_FLIGHT;
 use crate::refusal;
 use crate::startup::Started;
@@ -119,6 +120,8 @@ pub(crate) struct Sent {
     next_offset: i64,
     bytes: u64,
     max_timestamp: i64,
+    /// Several batches of the source in one.
+    pub(crate) joined: bool,
 }
 
 #[derive(Debug)]
@@ -183,6 +186,8 @@ pub(crate) struct Partition {
     end: Option<End>,
     held: Hold,
     damaged: u32,
+    /// The destination takes no joined batches: its limit is too low.
+    never_join: bool,
     /// Starts in a row without an acknowledged batch or a quiet time; sets the backoff.
     pub(crate) attempts: u32,
 }
@@ -206,6 +211,7 @@ impl Partition {
             end: None,
             held: Hold::No,
             damaged: 0,
+            never_join: false,
             attempts: 0,
         }
     }
@@ -329,6 +335,14 @@ impl Partition {
         Verdict::GoOn
     }
 
+    /// The source holds nothing from `asked` up to its end at `source_end`: offsets are missing at the log's end (compaction).
+    pub(crate) fn hollow(&self, asked: i64, source_end: i64) -> Verdict {
+        if self.fetches() && self.idle_at() == Some(asked) && source_end > asked {
+            return Verdict::Slow;
+        }
+        Verdict::GoOn
+    }
+
     /// A batch whose CRC is wrong: another fetch may heal it (the source's leader may change), else the partition is given up.
     pub(crate) fn damaged(&mut self, error: &standfast_wire::batch::BatchError) -> Verdict {
         self.damaged += 1;
@@ -364,16 +378,42 @@ impl Partition {
         self.running && !self.queue.is_empty() && self.in_flight.len() < limit
     }
 
-    /// Bytes of the batch that would be sent next.
-    pub(crate) fn next_len(&self) -> usize {
-        self.queue.front().map_or(0, |q| q.batch.bytes.len())
+    /// Bytes that would be sent next, at most.
+    pub(crate) fn next_len(&self, join: bool) -> usize {
+        let front = self.queue.front().map_or(0, |q| q.batch.bytes.len());
+        if self.may_join(join) {
+            front.max(JOINED_BYTES.min(self.queued_bytes))
+        } else {
+            front
+        }
     }
 
-    /// Takes the next batch; it counts as in flight from here.
-    pub(crate) fn take(&mut self) -> Option<ToSend> {
-        let Queued { batch, permit } = self.queue.pop_front()?;
-        let bytes = batch.bytes.len();
+    fn may_join(&self, join: bool) -> bool {
+        join && !self.never_join && self.queue.len() >= QUEUED_MIN
+    }
+
+    /// Joined batches were refused for their size: from now on every batch is copied as it is.
+    pub(crate) fn join_no_more(&mut self) {
+        self.never_join = true;
+    }
+
+    /// Takes the next batch; it counts as in flight from here. With `join`, tiny ones that wait are taken together.
+    pub(crate) fn take(&mut self, join: bool) -> Option<ToSend> {
+        let joined = self
+            .may_join(join)
+            .then(|| join::join(self.queue.iter().map(|q| &q.batch)))
+            .flatten();
+        let (mut bytes, mut last) = (0, None);
+        for _ in 0..joined.as_ref().map_or(1, |(_, count)| *count) {
+            let taken = self.queue.pop_front()?;
+            bytes += taken.batch.bytes.len();
+            last = Some(taken);
+        }
         self.queued_bytes = self.queued_bytes.saturating_sub(bytes);
+        // The joined bytes are a copy of their own, bounded by the size of a request; the frame of the last part stands for them.
+        let Queued { batch, permit } = last?;
+        let is_joined = joined.is_some();
+        let batch = joined.map_or(batch, |(joined, _)| joined);
         let header = &batch.header;
         let sent = Sent {
             generation: self.generation,
@@ -381,6 +421,7 @@ impl Partition {
             next_offset: header.next_offset(),
             bytes: bytes as u64,
             max_timestamp: header.max_timestamp,
+            joined: is_joined,
         };
         let stamp = ProducerStamp {
             producer_id: self.producer_id,
@@ -508,13 +549,13 @@ mod tests {
         let (mut partition, permit) = (running(), permit().await);
         let batches = (0..9).map(|n| batch(n * 10, 10, 0));
         assert_eq!(partition.fetched(0, batches, &permit), Verdict::GoOn);
-        let first = partition.take().unwrap();
+        let first = partition.take(false).unwrap();
         assert_eq!((first.stamp.producer_id, first.stamp.base_sequence), (7, 0));
         assert!(!partition.is_ready(5));
         assert_eq!(partition.acknowledged(&first.sent, 0, -1), Verdict::GoOn);
         for _ in 0..5 {
             assert!(partition.is_ready(5));
-            partition.take().unwrap();
+            partition.take(false).unwrap();
         }
         assert!(!partition.is_ready(5));
     }
@@ -523,7 +564,7 @@ mod tests {
     async fn another_offset_than_the_sources_is_divergence() {
         let (mut partition, permit) = (running(), permit().await);
         partition.fetched(0, [batch(0, 10, 0)].into_iter(), &permit);
-        let sent = partition.take().unwrap().sent;
+        let sent = partition.take(false).unwrap().sent;
         let Verdict::Fail(failure) = partition.acknowledged(&sent, 1, -1) else {
             panic!("accepted")
         };
@@ -539,7 +580,7 @@ mod tests {
             Verdict::GoOn
         );
         assert_eq!(partition.wants(1 << 20), None);
-        let sent = partition.take().unwrap().sent;
+        let sent = partition.take(false).unwrap().sent;
         assert_eq!(partition.acknowledged(&sent, 0, -1), Verdict::Slow);
         for attributes in [0x08, 0x10, 0x20, 0x40] {
             let mut partition = running();
@@ -554,7 +595,7 @@ mod tests {
     async fn a_stalled_partition_gives_up_its_queue_and_fetches_it_again() {
         let (mut partition, permit) = (running(), permit().await);
         partition.fetched(0, (0..3).map(|n| batch(n * 10, 10, 0)), &permit);
-        let sent = partition.take().unwrap().sent;
+        let sent = partition.take(false).unwrap().sent;
         partition.shed();
         assert_eq!(
             (partition.wants(1 << 20), Rc::strong_count(&permit)),
@@ -574,7 +615,7 @@ mod tests {
     async fn answers_of_an_earlier_generation_do_not_count() {
         let (mut partition, permit) = (running(), permit().await);
         partition.fetched(0, [batch(0, 10, 0)].into_iter(), &permit);
-        let sent = partition.take().unwrap().sent;
+        let sent = partition.take(false).unwrap().sent;
         partition.reset();
         assert_ne!(sent.generation, partition.generation());
         assert_eq!(partition.idle_at(), None);

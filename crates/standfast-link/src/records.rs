@@ -3,7 +3,7 @@
 //! Record: length, attributes, timestamp delta, offset delta, then key, value and headers; all numbers but the attributes are zigzag varints.
 //! Source: <https://kafka.apache.org/documentation/#record>.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 
 /// Longest varint: 64 bits in groups of seven.
 const MAX_VARINT_LEN: u32 = 10;
@@ -74,14 +74,18 @@ fn varint(rest: &mut &[u8]) -> Option<i64> {
 
 /// Appends a record to `out`.
 pub(crate) fn put(out: &mut impl BufMut, record: Record<'_>) {
-    let mut numbers = BytesMut::with_capacity(2 * MAX_VARINT_LEN as usize);
-    put_varint(&mut numbers, record.timestamp_delta);
-    put_varint(&mut numbers, record.offset_delta);
-    let length = 1 + numbers.len() + record.content.len();
+    let numbers = varint_len(record.timestamp_delta) + varint_len(record.offset_delta);
+    let length = 1 + numbers + record.content.len();
     put_varint(out, i64::try_from(length).unwrap_or(i64::MAX));
     out.put_u8(record.attributes);
-    out.put_slice(&numbers);
+    put_varint(out, record.timestamp_delta);
+    put_varint(out, record.offset_delta);
     out.put_slice(record.content);
+}
+
+fn varint_len(value: i64) -> usize {
+    let significant = 64 - (((value << 1) ^ (value >> 63)) as u64 | 1).leading_zeros();
+    significant.div_ceil(7) as usize
 }
 
 pub(crate) fn put_varint(out: &mut impl BufMut, value: i64) {

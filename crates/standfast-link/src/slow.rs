@@ -16,6 +16,7 @@ use crate::classify::{self, Hole, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::partition::{Doubt, Failure, Verdict};
 use crate::startup::{Refusal, Request, Started, destination, source};
+use crate::status::now_ms;
 use crate::transactions::Writers;
 use crate::writer::consequence;
 use crate::{calls, gap, rewrite, transactions};
@@ -91,6 +92,7 @@ pub(crate) async fn run(request: Request, started: Started) -> Result<Started, R
     let mut path = SlowPath::open(&request, started).await?;
     path.resume().await?;
     let (began, mut busy_at, mut plain, mut damaged) = (Instant::now(), Instant::now(), 0, 0);
+    let mut nothing_up_to = None;
     loop {
         if permit.is_none() {
             permit = Some(acquire(&request).await?);
@@ -113,6 +115,16 @@ pub(crate) async fn run(request: Request, started: Started) -> Result<Started, R
             permit = None;
             continue;
         }
+        if fetched.is_empty() && path.position() < path.started.source_end {
+            // Nothing stands there up to the log's end: what did was compacted away. Seen twice, so that no moment's view is filled in.
+            let end = path.started.source_end;
+            if nothing_up_to.replace(end) == Some(end) {
+                path.fill_to(end).await?;
+                busy_at = Instant::now();
+            }
+            continue;
+        }
+        nothing_up_to = None;
         let others_wait = request.context.slow_paths.available_permits() == 0;
         if plain >= CALM
             || busy_at.elapsed() > LINGER
@@ -168,6 +180,14 @@ impl<'a> SlowPath<'a> {
             destination,
             stopping_since: None,
         })
+    }
+
+    /// Puts filler up to the source's end.
+    async fn fill_to(&mut self, end: i64) -> Result<(), Refusal> {
+        self.check()?;
+        debug!(partition = %self.request.id, offset = self.position(), end, "the source's log ends in a gap");
+        let newest = self.request.status.newest_timestamp();
+        gap::run(self, end, newest.unwrap_or_else(now_ms)).await
     }
 
     /// Offset of the next batch on both sides.
@@ -324,8 +344,8 @@ impl<'a> SlowPath<'a> {
         *plain = 0;
         debug!(partition = %self.request.id, offset = self.position(), ?hole, "reproducing");
         match hole {
-            Hole::Gap => gap::run(self, header.base_offset, batch).await?,
-            Hole::Empty => gap::run(self, header.next_offset(), batch).await?,
+            Hole::Gap => gap::run(self, header.base_offset, header.max_timestamp).await?,
+            Hole::Empty => gap::run(self, header.next_offset(), header.max_timestamp).await?,
             Hole::Altered => rewrite::run(self, batch).await?,
             Hole::Marker | Hole::Transactional => return transactions::run(self, rest).await,
         }

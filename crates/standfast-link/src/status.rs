@@ -116,6 +116,11 @@ impl PartitionStatus {
         known(&self.position)
     }
 
+    /// Timestamp of what was mirrored last.
+    pub(crate) fn newest_timestamp(&self) -> Option<i64> {
+        known(&self.newest_timestamp)
+    }
+
     pub(crate) fn source_end(&self) -> Option<i64> {
         known(&self.source_end)
     }

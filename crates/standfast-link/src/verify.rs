@@ -347,16 +347,18 @@ impl<P: Fn(VerifyProgress) + Send + Sync> Run<'_, P> {
                 }
                 side.push(span);
             }
-            match judge(&source, &mirror, self.compacts) {
+            let end = source.end();
+            match judge(source, mirror, self.compacts) {
                 Compared::Nothing => {}
                 Compared::Equal => verified.equal_batches += 1,
+                Compared::Joined => verified.joined_batches += 1,
                 Compared::NotComparable(reason) => count(&mut verified.not_comparable, reason),
                 Compared::Different(difference) => {
                     verified.first_difference = Some(difference);
                     return Ok(Left::Compared);
                 }
             }
-            *at = source.end();
+            *at = end;
         }
         Ok(Left::Compared)
     }

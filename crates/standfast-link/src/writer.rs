@@ -247,7 +247,10 @@ fn collect(shard: &Shared, queue: &WriterQueue) -> Collected {
             let Some(slot) = borrowed.slots.get_mut(index) else {
                 continue;
             };
-            if bytes > 0 && bytes + slot.partition.next_len() > options.produce.request_max_bytes {
+            if bytes > 0
+                && bytes + slot.partition.next_len(options.join_batches)
+                    > options.produce.request_max_bytes
+            {
                 queue.ready.borrow_mut().push_front(index);
                 break;
             }
@@ -259,7 +262,7 @@ fn collect(shard: &Shared, queue: &WriterQueue) -> Collected {
                 .partition
                 .wants(options.fetch.partition_max_bytes)
                 .is_some();
-            let Some(next) = slot.partition.take() else {
+            let Some(next) = slot.partition.take(options.join_batches) else {
                 continue;
             };
             slot.waiting_since.get_or_insert_with(Instant::now);
@@ -367,6 +370,19 @@ fn judge(slot: &mut shard::Slot, sent: &Sent, result: &ProduceResult) -> Verdict
             .partition
             .acknowledged(sent, result.base_offset, result.log_append_time);
     };
+    let too_large = [
+        ResponseError::MessageTooLarge,
+        ResponseError::RecordListTooLarge,
+    ];
+    if sent.joined && too_large.contains(&code) {
+        // Not the source's batch is too large, but ours.
+        slot.partition.join_no_more();
+        let text = format!(
+            "offset {}: joined batches are too large for the mirror topic, going on without",
+            sent.base_offset
+        );
+        return Verdict::StartAgain(Doubt::destination(text));
+    }
     consequence(sent.base_offset, code, &result.error_message)
 }
 

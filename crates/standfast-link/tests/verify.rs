@@ -29,6 +29,18 @@ fn question(topic: &str, mirror: &str) -> VerifyOptions {
     }
 }
 
+/// A link that copies every batch as it is.
+fn exactly(
+    name: &str,
+    source: &KafkaCluster,
+    destination: &KafkaCluster,
+    topics: &[&str],
+) -> standfast_link::LinkOptions {
+    let mut options = link_options(name, source, destination, topics);
+    options.join_batches = false;
+    options
+}
+
 async fn ask(topic: &str, mirror: &str) -> VerifyReport {
     verify(question(topic, mirror), |_| {})
         .await
@@ -57,7 +69,7 @@ async fn a_copy_is_equal_while_it_is_being_mirrored() {
     for partition in 0..3 {
         append_some(&from, "copied", partition, 400).await;
     }
-    let running = Running::start(link_options("verify", source, destination, &["copied"]));
+    let running = Running::start(exactly("verify", source, destination, &["copied"]));
     running.wait_caught_up(&from, "copied").await;
     let report = ask("copied", "copied").await;
     assert_eq!(report.result, VerifyResult::Equal, "{report:#?}");
@@ -153,7 +165,7 @@ async fn retention_on_either_side_moves_the_beginning() {
     source.create_topic("aged", 1, &[]).unwrap();
     let (from, to) = (connect(source).await, connect(destination).await);
     append_some(&from, "aged", 0, 50).await;
-    let running = Running::start(link_options("aged", source, destination, &["aged"]));
+    let running = Running::start(exactly("aged", source, destination, &["aged"]));
     running.wait_caught_up(&from, "aged").await;
     running.end().await;
     let id = standfast_wire::TopicPartition::new("aged", 0);

@@ -42,7 +42,8 @@ public class LatencyProbe {
         for (TopicPartition partition : assigned) consumer.position(partition);
 
         AtomicLong failed = new AtomicLong();
-        Thread sender = new Thread(() -> send(producer, topic, partitions, rate, total, failed));
+        long[] acks = new long[(int) (total - skipped)];
+        Thread sender = new Thread(() -> send(producer, topic, partitions, rate, skipped, total, failed, acks));
         sender.start();
 
         long[] ages = new long[(int) (total - skipped)];
@@ -64,19 +65,24 @@ public class LatencyProbe {
         consumer.close();
         long[] sorted = Arrays.copyOf(ages, counted);
         Arrays.sort(sorted);
-        System.out.printf("{\"sent\": %d, \"received\": %d, \"p50_ms\": %s, \"p99_ms\": %s}%n",
-            total - failed.get(), received, millis(sorted, 0.50), millis(sorted, 0.99));
+        Arrays.sort(acks);
+        System.out.printf("{\"sent\": %d, \"received\": %d, \"p50_ms\": %s, \"p99_ms\": %s, \"ack_p50_ms\": %s, \"ack_p99_ms\": %s}%n",
+            total - failed.get(), received, millis(sorted, 0.50), millis(sorted, 0.99), millis(acks, 0.50), millis(acks, 0.99));
     }
 
-    static void send(KafkaProducer<byte[], byte[]> producer, String topic, int partitions, int rate, long total, AtomicLong failed) {
+    static void send(KafkaProducer<byte[], byte[]> producer, String topic, int partitions, int rate, long skipped, long total,
+            AtomicLong failed, long[] acks) {
         long start = System.nanoTime();
         for (long i = 0; i < total; i++) {
             long due = start + i * 1_000_000_000L / rate;
             for (long left = due - System.nanoTime(); left > 0; left = due - System.nanoTime()) LockSupport.parkNanos(left);
             byte[] value = new byte[RECORD_BYTES];
-            ByteBuffer.wrap(value).putLong(System.nanoTime()).putLong(i);
+            long sentAt = System.nanoTime();
+            int place = (int) (i - skipped);
+            ByteBuffer.wrap(value).putLong(sentAt).putLong(i);
             producer.send(new ProducerRecord<>(topic, (int) (i % partitions), null, value), (metadata, error) -> {
                 if (error != null) failed.incrementAndGet();
+                else if (place >= 0) acks[place] = System.nanoTime() - sentAt;
             });
         }
         producer.flush();

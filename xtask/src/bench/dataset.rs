@@ -12,6 +12,9 @@ const BATCH_BYTES: u32 = 128 * 1024;
 /// Kafka's default `batch.size`.
 const DEFAULT_BATCH_BYTES: u32 = 16 * 1024;
 
+/// A transaction is committed after this time.
+const TRANSACTION_MS: &str = "1";
+
 /// A topic's worth of records of 1 kB (random letters, which lz4 hardly shrinks).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Dataset {
@@ -19,6 +22,8 @@ pub(super) struct Dataset {
     pub(super) partitions: i32,
     pub(super) records: u64,
     batch_bytes: u32,
+    record_bytes: u64,
+    transactions: bool,
     prefix: &'static str,
 }
 
@@ -57,12 +62,43 @@ impl Dataset {
         }
     }
 
+    /// Every record of 100 bytes a batch of its own.
+    pub(super) fn tiny(partitions: i32, records: u64) -> Self {
+        Self {
+            batch_bytes: 0,
+            record_bytes: 100,
+            prefix: "tiny",
+            ..Self::new("none", partitions, records)
+        }
+    }
+
+    /// Small transactions, one after the other.
+    pub(super) fn transactional(partitions: i32, records: u64) -> Self {
+        Self {
+            batch_bytes: 0,
+            record_bytes: 100,
+            transactions: true,
+            prefix: "transactions",
+            ..Self::new("none", partitions, records)
+        }
+    }
+
+    /// What is copied while a client of the destination is watched.
+    pub(super) fn backlog(records: u64) -> Self {
+        Self {
+            prefix: "backlog",
+            ..Self::new("lz4", 4, records)
+        }
+    }
+
     fn new(compression: &'static str, partitions: i32, records: u64) -> Self {
         Self {
             compression,
             partitions,
             records,
             batch_bytes: BATCH_BYTES,
+            record_bytes: RECORD_BYTES,
+            transactions: false,
             prefix: "bench",
         }
     }
@@ -72,36 +108,42 @@ impl Dataset {
     }
 
     pub(super) fn value_bytes(&self) -> f64 {
-        (self.records * RECORD_BYTES) as f64
+        (self.records * self.record_bytes) as f64
     }
 
     /// Creates the topic and fills it by Kafka's own load generator; its settings are the defaults but for `compression.type` and `batch.size`.
     pub(super) fn load(&self, cluster: &KafkaCluster) -> Result<()> {
         let topic = self.topic();
         cluster.create_topic(&topic, self.partitions, &[])?;
-        let (records, size) = (self.records.to_string(), RECORD_BYTES.to_string());
+        let (records, size) = (self.records.to_string(), self.record_bytes.to_string());
         let bootstrap = format!("bootstrap.servers={}", cluster.bootstrap());
         let compression = format!("compression.type={}", self.compression);
         let batch = format!("batch.size={}", self.batch_bytes);
-        let output = cluster.tool(
-            "org.apache.kafka.tools.ProducerPerformance",
-            &[
-                "--topic",
+        let mut arguments = vec![
+            "--topic",
+            &topic,
+            "--num-records",
+            &records,
+            "--record-size",
+            &size,
+            "--throughput",
+            "-1",
+        ];
+        if self.transactions {
+            arguments.extend([
+                "--transactional-id",
                 &topic,
-                "--num-records",
-                &records,
-                "--record-size",
-                &size,
-                "--throughput",
-                "-1",
-                "--producer-props",
-                &bootstrap,
-                &compression,
-                &batch,
-            ],
-        )?;
+                "--transaction-duration-ms",
+                TRANSACTION_MS,
+            ]);
+        }
+        arguments.extend(["--producer-props", &bootstrap, &compression, &batch]);
+        let output = cluster.tool("org.apache.kafka.tools.ProducerPerformance", &arguments)?;
         let stored: i64 = cluster.log_end_offsets(&topic)?.iter().sum();
-        if !output.status.success() || u64::try_from(stored).ok() != Some(self.records) {
+        let stored_all = u64::try_from(stored).is_ok_and(|stored| {
+            stored == self.records || (self.transactions && stored > self.records)
+        });
+        if !output.status.success() || !stored_all {
             bail!(
                 "loading {topic}: {stored} records stored; {}",
                 String::from_utf8_lossy(&output.stderr)
@@ -113,9 +155,13 @@ impl Dataset {
 
 impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "1kB-{}-{}p", self.compression, self.partitions)?;
+        match self.record_bytes {
+            RECORD_BYTES => f.write_str("1kB")?,
+            other => write!(f, "{other}B")?,
+        }
+        write!(f, "-{}-{}p", self.compression, self.partitions)?;
         match self.batch_bytes {
-            BATCH_BYTES => Ok(()),
+            BATCH_BYTES | 0 => Ok(()),
             other => write!(f, "-{}kB-batches", other / 1024),
         }
     }

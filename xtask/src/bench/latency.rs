@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use standfast_servers::{KafkaCluster, KafkaInstall};
 
 use super::Clusters;
 
@@ -20,35 +21,64 @@ const PROBE: &str = include_str!("LatencyProbe.java");
 pub(super) struct Latency {
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
+    /// From `send` to the broker's acknowledgement.
+    pub(super) ack_p50_ms: f64,
+    pub(super) ack_p99_ms: f64,
     sent: u64,
     received: u64,
 }
 
+/// What a probe does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load<'a> {
+    pub(super) from: &'a KafkaCluster,
+    pub(super) to: &'a KafkaCluster,
+    pub(super) topic: &'a str,
+    pub(super) partitions: i32,
+    pub(super) rate: u32,
+    /// Seconds that are not counted, and that are.
+    pub(super) seconds: (u32, u32),
+}
+
+/// Through the mirror.
 pub(super) fn measure(clusters: &Clusters, topic: &str, partitions: i32) -> Result<Latency> {
+    let load = Load {
+        from: &clusters.source,
+        to: &clusters.destination,
+        topic,
+        partitions,
+        rate: RATE,
+        seconds: (WARM_UP_SECONDS, MEASURED_SECONDS),
+    };
+    probe(&clusters.install, load)
+}
+
+/// Runs the probe; returns when it has ended.
+pub(super) fn probe(install: &KafkaInstall, load: Load<'_>) -> Result<Latency> {
     let folder = tempfile::tempdir().context("create a folder")?;
     let source = folder.path().join("LatencyProbe.java");
     fs::write(&source, PROBE).with_context(|| format!("write {}", source.display()))?;
-    let output = Command::new(&clusters.install.java)
+    let output = Command::new(&install.java)
         .args([
             "-Xms512m",
             "-Xmx512m",
             "-XX:+UseSerialGC",
             "-cp",
-            &clusters.install.class_path,
+            &install.class_path,
         ])
         .arg(format!("-Djava.io.tmpdir={}", folder.path().display()))
         .arg(&source)
         .args([
-            clusters.source.bootstrap(),
-            clusters.destination.bootstrap(),
-            topic.to_owned(),
+            load.from.bootstrap(),
+            load.to.bootstrap(),
+            load.topic.to_owned(),
         ])
         .args(
             [
-                partitions.unsigned_abs(),
-                RATE,
-                WARM_UP_SECONDS,
-                MEASURED_SECONDS,
+                load.partitions.unsigned_abs(),
+                load.rate,
+                load.seconds.0,
+                load.seconds.1,
             ]
             .map(|number| number.to_string()),
         )

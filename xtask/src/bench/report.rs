@@ -102,6 +102,12 @@ pub(super) fn machine() -> String {
     )
 }
 
+/// The load averages: other work on the machine is in every figure.
+pub(super) fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
 fn rounded(m: &Measurement) -> Measurement {
     let to = |value: f64| (value * 1000.0).round() / 1000.0;
     Measurement {

@@ -42,6 +42,7 @@ pub(super) fn link_options(
     options.config_exclude.clone_from(&section.config_exclude);
     options.acl_sync = section.acl_sync.as_ref().and_then(AclSyncSection::options);
     options.replication_factor = section.replication_factor;
+    options.join_batches = section.join_batches.unwrap_or(true);
     options.rate_limit = section.rate_limit.map(|rate| rate.0);
     if let Some(mib) = section.memory_mib {
         options.memory_bytes = mib << 20;

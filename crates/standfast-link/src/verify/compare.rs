@@ -5,9 +5,13 @@
 use standfast_wire::batch::{BatchHeader, Compression, HEADER_LEN, RawBatch, TimestampType};
 
 use super::{Difference, DifferenceKind};
+use crate::records;
 
 /// Longest length prefix of a record (a varint of 32 bits).
 const VARINT_MAX: usize = 5;
+
+/// Records of one piece that are compared one by one: more than the link joins into one batch.
+const JOINED_RECORDS_MAX: usize = 16 << 10;
 
 /// What the comparison of one piece found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub(super) enum Compared {
     /// Neither side has records here.
     Nothing,
     Equal,
+    /// The same records in other batches: the link joins tiny ones under lag.
+    Joined,
     /// The bytes cannot be the same, by design.
     NotComparable(Reason),
     Different(Difference),
@@ -43,14 +49,16 @@ pub(super) enum Span {
     Batch(RawBatch),
 }
 
-/// The spans of one log within a piece. Holds at most one batch, whatever the length of the piece.
-#[derive(Debug)]
+/// The spans of one log within a piece. Holds at most one batch and the CRCs of [`JOINED_RECORDS_MAX`] records, whatever the length of the piece.
+#[derive(Debug, Clone)]
 pub(super) struct Side {
     start: i64,
     end: i64,
     spans: usize,
     batches: usize,
     only: Option<RawBatch>,
+    /// The records of several batches, or why they are not known.
+    records: Result<Vec<Digest>, Unknown>,
     gap: bool,
     sparse: bool,
     append_time: bool,
@@ -65,6 +73,7 @@ impl Side {
             spans: 0,
             batches: 0,
             only: None,
+            records: Ok(Vec::new()),
             gap: false,
             sparse: false,
             append_time: false,
@@ -82,7 +91,9 @@ impl Side {
 
     pub(super) fn push(&mut self, span: Span) {
         self.spans += 1;
-        self.only = None;
+        if let Some(first) = self.only.take() {
+            self.digest(&first);
+        }
         match span {
             Span::Gap { to } => {
                 self.gap = true;
@@ -95,14 +106,96 @@ impl Side {
                 self.append_time |= is_append_time(header);
                 self.horizon |= header.attributes.has_delete_horizon();
                 self.end = header.next_offset();
-                self.only = (self.spans == 1).then_some(batch);
+                if self.spans == 1 {
+                    self.only = Some(batch);
+                } else {
+                    self.digest(&batch);
+                }
             }
         }
     }
+
+    /// Notes the records of one batch among several.
+    fn digest(&mut self, batch: &RawBatch) {
+        let Ok(known) = &mut self.records else { return };
+        if let Err(unknown) = digests(batch, known) {
+            self.records = Err(unknown);
+        }
+    }
+
+    /// The records of all batches of the piece.
+    fn into_records(mut self) -> Result<Vec<Digest>, Unknown> {
+        if let Some(only) = self.only.take() {
+            self.digest(&only);
+        }
+        self.records
+    }
+}
+
+/// One record: its offset, and a CRC over all else that mirroring keeps of it.
+type Digest = (i64, u32);
+
+/// Why the records of a batch are not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unknown {
+    /// Compressed, a marker, or too many: the link joins none of these.
+    NotJoined,
+    Damaged(i64, String),
+}
+
+/// Notes the records of an uncompressed batch in `known`.
+fn digests(batch: &RawBatch, known: &mut Vec<Digest>) -> Result<(), Unknown> {
+    let header = &batch.header;
+    if let Err(error) = batch.verify_crc() {
+        return Err(Unknown::Damaged(header.base_offset, error.to_string()));
+    }
+    if header.attributes.0 != 0 {
+        return Err(Unknown::NotJoined);
+    }
+    for record in records::walk(batch.bytes.get(HEADER_LEN..).unwrap_or_default()) {
+        let record = record.map_err(|_| Unknown::NotJoined)?;
+        if known.len() >= JOINED_RECORDS_MAX {
+            return Err(Unknown::NotJoined);
+        }
+        let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let timestamp = header.base_timestamp.wrapping_add(record.timestamp_delta);
+        crc.update(&timestamp.to_be_bytes());
+        crc.update(&[record.attributes]);
+        crc.update(record.content);
+        let crc = u32::try_from(crc.finalize()).unwrap_or(u32::MAX);
+        known.push((header.base_offset + record.offset_delta, crc));
+    }
+    Ok(())
+}
+
+/// Judges the records of a piece that has other batches on one side than on the other. `None`: they are not known.
+fn judge_records(source: Side, mirror: Side) -> Option<Compared> {
+    let start = source.start;
+    let (theirs, ours) = match (source.into_records(), mirror.into_records()) {
+        (Ok(theirs), Ok(ours)) => (theirs, ours),
+        (Err(Unknown::Damaged(offset, text)), _) => {
+            return Some(different(offset, DifferenceKind::DamagedOnSource, text));
+        }
+        (_, Err(Unknown::Damaged(offset, text))) => {
+            return Some(different(
+                offset,
+                DifferenceKind::DamagedOnDestination,
+                text,
+            ));
+        }
+        _ => return None,
+    };
+    if theirs == ours {
+        return Some(Compared::Joined);
+    }
+    let at = theirs.iter().zip(&ours).find(|(a, b)| a != b);
+    let offset = at.map_or(start, |(a, b)| a.0.min(b.0));
+    let detail = format!("the record at offset {offset} differs");
+    Some(different(offset, DifferenceKind::Records, detail))
 }
 
 /// Judges a piece whose ends are the same on both sides. `mirror_compacts`: the mirror topic's cleanup policy includes compaction.
-pub(super) fn judge(source: &Side, mirror: &Side, mirror_compacts: bool) -> Compared {
+pub(super) fn judge(source: Side, mirror: Side, mirror_compacts: bool) -> Compared {
     if let (Some(theirs), Some(ours)) = (&source.only, &mirror.only) {
         return judge_batches(theirs, ours, mirror_compacts);
     }
@@ -129,17 +222,15 @@ pub(super) fn judge(source: &Side, mirror: &Side, mirror_compacts: bool) -> Comp
     if mirror_compacts && (mirror.gap || mirror.sparse || mirror.horizon) {
         return Compared::NotComparable(Reason::Compacted);
     }
-    different(
-        source.start,
-        DifferenceKind::Boundaries,
-        format!(
-            "the offsets {} to {} are in {} batches on the source and in {} on the destination",
-            source.start,
-            source.end - 1,
-            source.batches,
-            mirror.batches
-        ),
-    )
+    let start = source.start;
+    let detail = format!(
+        "the offsets {start} to {} are in {} batches on the source and in {} on the destination",
+        source.end - 1,
+        source.batches,
+        mirror.batches
+    );
+    judge_records(source, mirror)
+        .unwrap_or_else(|| different(start, DifferenceKind::Boundaries, detail))
 }
 
 fn judge_batches(theirs: &RawBatch, ours: &RawBatch, mirror_compacts: bool) -> Compared {

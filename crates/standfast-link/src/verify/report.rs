@@ -21,7 +21,7 @@ pub struct VerifyProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum VerifyResult {
-    /// Every batch is the same.
+    /// Every batch is the same, or holds the same records as those that the link joined.
     Equal,
     /// No difference was found, but some batches cannot be compared; the counts say why.
     EqualWhereComparable,
@@ -112,6 +112,9 @@ pub struct PartitionVerified {
     pub overtaken_by_retention: i64,
     /// Batches that are the same.
     pub equal_batches: u64,
+    /// Stretches that hold the same records in other batches, because the link joined tiny ones.
+    #[serde(default)]
+    pub joined_batches: u64,
     /// Batches that cannot be the same.
     pub not_comparable: NotComparable,
     /// Bytes of the source compared.

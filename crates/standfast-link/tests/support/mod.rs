@@ -377,42 +377,99 @@ pub async fn read_all(cluster: &Cluster, topic: &str, partition: i32) -> Vec<Raw
     all
 }
 
-/// Every batch has the same offsets, timestamps, attributes and record bytes on both sides; every marker the same offset and outcome.
-pub async fn assert_identical(source: &Cluster, destination: &Cluster, topic: &str) {
+/// One record: offset, timestamp, attributes, and key, value and headers as encoded.
+pub type Flat = (i64, i64, u8, Vec<u8>);
+
+/// The records of an uncompressed batch.
+pub fn flat(batch: &RawBatch) -> Vec<Flat> {
+    assert_eq!(batch.header.attributes.0, 0, "plain and uncompressed");
+    let mut rest = &batch.bytes[HEADER_LEN..];
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        let length = read_varint(&mut rest) as usize;
+        let (mut record, after) = rest.split_at(length);
+        rest = after;
+        let attributes = record[0];
+        record = &record[1..];
+        let timestamp = batch.header.base_timestamp + read_varint(&mut record);
+        let offset = batch.header.base_offset + read_varint(&mut record);
+        records.push((offset, timestamp, attributes, record.to_vec()));
+    }
+    records
+}
+
+fn read_varint(rest: &mut &[u8]) -> i64 {
+    let (mut value, mut shift) = (0u64, 0);
+    loop {
+        let byte = rest[0];
+        *rest = &rest[1..];
+        value |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return (value >> 1) as i64 ^ -((value & 1) as i64);
+        }
+    }
+}
+
+/// Every batch has the same offsets, timestamps, attributes and record bytes on both sides; every marker the same offset and outcome. A batch that the link
+/// joined has the same records as those of the source. Answers how many were joined.
+pub async fn assert_identical(source: &Cluster, destination: &Cluster, topic: &str) -> usize {
     let (source_ends, destination_ends) = (
         log_ends(source, topic).await,
         log_ends(destination, topic).await,
     );
     assert_eq!(source_ends, destination_ends, "log ends of {topic}");
+    let mut joined = 0;
     for partition in 0..source_ends.len() as i32 {
         let (theirs, ours) = (
             read_all(source, topic, partition).await,
             read_all(destination, topic, partition).await,
         );
-        assert_eq!(theirs.len(), ours.len(), "batches of {topic}-{partition}");
-        for (a, b) in theirs.iter().zip(&ours) {
-            if a.header.attributes.is_control() {
-                let marker = |m: &RawBatch| (m.header.base_offset, m.control_type());
-                assert_eq!(marker(a), marker(b), "{topic}-{partition}");
-                assert_eq!(a.header.attributes, b.header.attributes);
+        let mut theirs = theirs.iter();
+        for mirrored in &ours {
+            let first = theirs.next().expect("a batch of the source");
+            if first.header.next_offset() == mirrored.header.next_offset() {
+                assert_same_batch(first, mirrored, topic);
                 continue;
             }
-            let same = |h: &standfast_wire::batch::BatchHeader| {
-                (
-                    h.base_offset,
-                    h.last_offset_delta,
-                    h.record_count,
-                    h.base_timestamp,
-                    h.max_timestamp,
-                    h.attributes.0,
-                )
-            };
-            assert_eq!(same(&a.header), same(&b.header), "{topic}-{partition}");
+            let (mut records, mut end) = (flat(first), first.header.next_offset());
+            while end < mirrored.header.next_offset() {
+                let next = theirs.next().expect("a batch of the source");
+                records.extend(flat(next));
+                end = next.header.next_offset();
+            }
             assert!(
-                a.bytes[HEADER_LEN..] == b.bytes[HEADER_LEN..],
-                "record bytes of {topic}-{partition} at {}",
-                a.header.base_offset
+                records == flat(mirrored),
+                "{topic}-{partition} before {end}"
             );
+            joined += 1;
         }
+        assert!(theirs.next().is_none(), "batches of {topic}-{partition}");
     }
+    joined
+}
+
+fn assert_same_batch(a: &RawBatch, b: &RawBatch, topic: &str) {
+    if a.header.attributes.is_control() {
+        let marker = |m: &RawBatch| (m.header.base_offset, m.control_type());
+        assert_eq!(marker(a), marker(b), "{topic}");
+        assert_eq!(a.header.attributes, b.header.attributes);
+        return;
+    }
+    let same = |h: &standfast_wire::batch::BatchHeader| {
+        (
+            h.base_offset,
+            h.last_offset_delta,
+            h.record_count,
+            h.base_timestamp,
+            h.max_timestamp,
+            h.attributes.0,
+        )
+    };
+    assert_eq!(same(&a.header), same(&b.header), "{topic}");
+    assert!(
+        a.bytes[HEADER_LEN..] == b.bytes[HEADER_LEN..],
+        "record bytes of {topic} at {}",
+        a.header.base_offset
+    );
 }

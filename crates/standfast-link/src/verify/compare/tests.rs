@@ -89,8 +89,8 @@ fn side(spans: Vec<Span>, at: i64) -> Side {
 fn pair(theirs: RawBatch, ours: RawBatch) -> Compared {
     let at = theirs.header.base_offset;
     judge(
-        &side(vec![Span::Batch(theirs)], at),
-        &side(vec![Span::Batch(ours)], at),
+        side(vec![Span::Batch(theirs)], at),
+        side(vec![Span::Batch(ours)], at),
         false,
     )
 }
@@ -171,21 +171,21 @@ fn holes_on_the_source_are_not_compared() {
     let gap = side(vec![Span::Gap { to: 8 }], 5);
     let filler = side(vec![Span::Batch(raw(&batch(5, &[0, 0, 0])))], 5);
     assert_eq!(
-        judge(&gap, &filler, false),
+        judge(gap.clone(), filler.clone(), false),
         Compared::NotComparable(Reason::Filler)
     );
     let both = side(vec![Span::Gap { to: 8 }], 5);
-    assert_eq!(judge(&gap, &both, false), Compared::Nothing);
+    assert_eq!(judge(gap.clone(), both.clone(), false), Compared::Nothing);
 }
 
 #[test]
 fn a_hole_on_the_mirror_is_a_difference_unless_it_compacts() {
     let whole = side(vec![Span::Batch(raw(&batch(5, &[1, 2, 3])))], 5);
     let gap = side(vec![Span::Gap { to: 8 }], 5);
-    let found = difference(judge(&whole, &gap, false));
+    let found = difference(judge(whole.clone(), gap.clone(), false));
     assert_eq!(found, (5, DifferenceKind::MissingOnDestination));
     assert_eq!(
-        judge(&whole, &gap, true),
+        judge(whole.clone(), gap.clone(), true),
         Compared::NotComparable(Reason::Compacted)
     );
     let sparse = Made {
@@ -194,24 +194,56 @@ fn a_hole_on_the_mirror_is_a_difference_unless_it_compacts() {
     };
     let sparse = side(vec![Span::Batch(raw(&sparse))], 5);
     assert_eq!(
-        judge(&whole, &sparse, true),
+        judge(whole.clone(), sparse.clone(), true),
         Compared::NotComparable(Reason::Compacted)
     );
-    let found = difference(judge(&whole, &sparse, false));
+    let found = difference(judge(whole.clone(), sparse.clone(), false));
     assert_eq!(found, (5, DifferenceKind::RecordCount));
 }
 
+fn batches_side(all: &[Made]) -> Side {
+    let spans = all.iter().map(|made| Span::Batch(raw(made))).collect();
+    side(spans, all[0].base)
+}
+
 #[test]
-fn other_boundaries_are_a_difference() {
-    let one = side(vec![Span::Batch(raw(&batch(5, &[1, 2])))], 5);
-    let two = side(
-        vec![
-            Span::Batch(raw(&batch(5, &[1]))),
-            Span::Batch(raw(&batch(6, &[2]))),
-        ],
-        5,
-    );
-    let found = difference(judge(&one, &two, true));
+fn joined_batches_are_equal_if_their_records_are() {
+    let apart = batches_side(&[batch(5, &[1]), batch(6, &[2]), batch(7, &[3, 4])]);
+    let together = batches_side(&[batch(5, &[1, 2, 3, 4])]);
+    let judged = judge(apart.clone(), together.clone(), false);
+    assert_eq!(judged, Compared::Joined);
+    let judged = judge(together, apart.clone(), true);
+    assert_eq!(judged, Compared::Joined);
+    // Cut elsewhere, and still the same records.
+    let otherwise = batches_side(&[batch(5, &[1, 2, 3]), batch(8, &[4])]);
+    assert_eq!(judge(apart.clone(), otherwise, false), Compared::Joined);
+
+    let one_differs = batches_side(&[batch(5, &[1, 2, 9, 4])]);
+    let found = difference(judge(apart.clone(), one_differs, false));
+    assert_eq!(found, (7, DifferenceKind::Records));
+    let later = Made {
+        timestamp: 8,
+        ..batch(5, &[1, 2, 3, 4])
+    };
+    let found = difference(judge(apart.clone(), batches_side(&[later]), false));
+    assert_eq!(found, (5, DifferenceKind::Records));
+    let mut damaged = raw(&batch(5, &[1, 2, 3, 4])).bytes.to_vec();
+    damaged[HEADER_LEN + 6] ^= 1;
+    let damaged = RawBatch::new(damaged.into()).unwrap();
+    let damaged = side(vec![Span::Batch(damaged)], 5);
+    let found = difference(judge(apart, damaged, false));
+    assert_eq!(found, (5, DifferenceKind::DamagedOnDestination));
+}
+
+#[test]
+fn other_boundaries_of_compressed_batches_are_a_difference() {
+    let compressed = |base, values: &[u8]| Made {
+        attributes: 1,
+        ..batch(base, values)
+    };
+    let one = batches_side(&[compressed(5, &[1, 2])]);
+    let two = batches_side(&[compressed(5, &[1]), compressed(6, &[2])]);
+    let found = difference(judge(one, two, true));
     assert_eq!(found, (5, DifferenceKind::Boundaries));
 }
 
