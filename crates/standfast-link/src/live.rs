@@ -130,6 +130,7 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         metadata_refresh: _,
         guard_interval,
         replication_factor: _,
+        join_batches,
         rate_limit: _,
         backoff,
     } = running;
@@ -139,5 +140,6 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         || *fetch != new.fetch
         || *produce != new.produce
         || *guard_interval != new.guard_interval
+        || *join_batches != new.join_batches
         || *backoff != new.backoff
 }
