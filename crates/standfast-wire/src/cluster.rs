@@ -218,6 +218,12 @@ impl Cluster {
         RawConnection::connect(&address, &self.shared.options).await
     }
 
+    /// A connection to a broker that nobody else uses: for calls that the broker holds back.
+    pub(crate) async fn own_connection(&self, broker: BrokerId) -> Result<Connection, Error> {
+        let address = self.address(broker)?;
+        Connection::connect(&address, &self.shared.options).await
+    }
+
     /// The broker that coordinates a group or transactional id, from the cache or from any broker.
     ///
     /// # Errors

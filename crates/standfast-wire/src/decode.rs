@@ -291,6 +291,10 @@ mod tests {
         every_version::<OffsetCommitRequest>(bytes);
         every_version::<DescribeGroupsRequest>(bytes);
         every_version::<DescribeProducersRequest>(bytes);
+        every_version::<JoinGroupRequest>(bytes);
+        every_version::<SyncGroupRequest>(bytes);
+        every_version::<HeartbeatRequest>(bytes);
+        every_version::<LeaveGroupRequest>(bytes);
         every_version::<SaslHandshakeRequest>(bytes);
         every_version::<SaslAuthenticateRequest>(bytes);
     }
