@@ -56,6 +56,9 @@ use consul::Consul;
 use file::FileStore;
 use watch::Reports;
 
+/// Last part of a lock's key.
+const FLEET_LOCK: &str = "lock";
+
 /// Reads, writes, watches and locks fleet records. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Discovery {
@@ -210,9 +213,35 @@ impl Discovery {
         holder: &str,
         ttl: Duration,
     ) -> Result<Lock, Error> {
+        self.lock_named(fleet, FLEET_LOCK, holder, ttl).await
+    }
+
+    /// As [`lock`](Self::lock), for the duties on one link that only one of the agents that share it should have: independent of the fleet's lock
+    /// and of other links'.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub async fn lock_link(
+        &self,
+        fleet: &FleetName,
+        link: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Lock, Error> {
+        let name = format!("links/{link}/{FLEET_LOCK}");
+        self.lock_named(fleet, &name, holder, ttl).await
+    }
+
+    async fn lock_named(
+        &self,
+        fleet: &FleetName,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Lock, Error> {
         match &self.backend {
-            Backend::Consul(consul) => consul.lock(fleet, holder, ttl).await,
-            Backend::File(store) => store.lock(fleet, holder).await,
+            Backend::Consul(consul) => consul.lock(fleet, name, holder, ttl).await,
+            Backend::File(store) => store.lock(fleet, name, holder).await,
         }
     }
 }

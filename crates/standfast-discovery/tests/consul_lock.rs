@@ -62,6 +62,17 @@ async fn one_holder_at_a_time_and_the_next_at_once_after_a_release() {
         "{left:?}"
     );
 
+    // A link's lock is another one.
+    let of_link = east
+        .lock_link(&fleet(), "west-to-east", "agent east-1", TTL)
+        .await
+        .unwrap();
+    let held = west
+        .lock_link(&fleet(), "west-to-east", "agent west-1", TTL)
+        .await;
+    assert!(matches!(held, Err(Error::LockHeld { .. })), "{held:?}");
+    of_link.release().await.unwrap();
+
     let first_token = lock.fencing_token();
     lock.release().await.unwrap();
     assert!(sessions(&consul).is_empty());

@@ -280,6 +280,16 @@ async fn the_lock_is_exclusive_and_names_its_holder() {
         matches!(&error, Error::LockHeld { holder, .. } if holder.contains("agent west-1")),
         "{error}"
     );
+    // A link's lock is another one.
+    let of_link = discovery(folder.path())
+        .lock_link(&fleet(), "west-to-east", "agent east-1", ttl)
+        .await
+        .unwrap();
+    let held = discovery(folder.path())
+        .lock_link(&fleet(), "west-to-east", "agent west-1", ttl)
+        .await;
+    assert!(matches!(held, Err(Error::LockHeld { .. })), "{held:?}");
+    of_link.release().await.unwrap();
     lock.release().await.unwrap();
     let lock = discovery(folder.path())
         .lock(&fleet(), "agent east-1", ttl)

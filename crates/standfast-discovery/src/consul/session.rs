@@ -81,6 +81,7 @@ impl Consul {
     pub(crate) async fn lock(
         self: &Arc<Self>,
         fleet: &FleetName,
+        name: &str,
         holder: &str,
         ttl: Duration,
     ) -> Result<Lock, Error> {
@@ -89,7 +90,7 @@ impl Consul {
                 "lock TTL is {ttl:?}, give 2s to 24h (Consul itself asks for 10s or more by default)"
             )));
         }
-        let key = self.key(fleet, "lock");
+        let key = self.key(fleet, name);
         let created_at = Deadline::now();
         let session = self.create_session(&key, holder, ttl).await?;
         match session.acquire(holder).await {
@@ -260,7 +261,7 @@ impl Session {
             }
         };
         state.send_replace(LockState::Lost);
-        tracing::error!(key = self.key, why, "the fleet lock is lost");
+        tracing::error!(key = self.key, why, "the lock is lost");
         // If it still exists, others need not wait for it.
         let _ = self.destroy().await;
     }

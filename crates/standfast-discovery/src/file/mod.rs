@@ -142,8 +142,13 @@ impl FileStore {
         .await
     }
 
-    pub(crate) async fn lock(&self, fleet: &FleetName, holder: &str) -> Result<Lock, Error> {
-        let path = self.folder.join(fleet.as_str()).join("lock");
+    pub(crate) async fn lock(
+        &self,
+        fleet: &FleetName,
+        name: &str,
+        holder: &str,
+    ) -> Result<Lock, Error> {
+        let path = self.folder.join(fleet.as_str()).join(name);
         let address = self.folder.display().to_string();
         let holder = holder.to_owned();
         blocking(move || {
