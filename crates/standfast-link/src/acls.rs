@@ -143,6 +143,9 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
                 }
             }
         }
+        if !inner.share.has_duties() {
+            continue;
+        }
         let mut description = inner.acls().clone();
         let outcome = sync(&inner, &options, &context, &mut created).await;
         if let Some(answer) = answer {

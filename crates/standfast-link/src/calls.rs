@@ -10,6 +10,7 @@ use standfast_wire::produce::{self, ProduceResult};
 use standfast_wire::{Cluster, Error, FrameReader, FrameWriter, ResponseError};
 use uuid::Uuid;
 
+use crate::membership::lease::Lease;
 use crate::partition::PartitionId;
 
 /// Leader epochs of the source mean nothing on the destination.
@@ -253,21 +254,15 @@ fn already_fine(result: Result<(), Error>, code: ResponseError) -> Result<(), Er
 /// Produces one batch over a connection with nothing else in flight.
 pub(crate) async fn produce_one(
     halves: &mut (FrameReader, FrameWriter),
+    lease: &Lease,
     client_id: &str,
     timeout_ms: i32,
     part: (&str, i32, RestampedBatch),
 ) -> Result<ProduceResult, Error> {
     let (reader, writer) = halves;
-    writer
-        .write(&produce::encode(
-            0,
-            client_id,
-            -1,
-            timeout_ms,
-            None,
-            &[part],
-        ))
-        .await?;
+    let frame = produce::encode(0, client_id, -1, timeout_ms, None, &[part]);
+    let broker = std::sync::Arc::clone(writer.broker());
+    lease.guard(broker, writer.write(&frame)).await?;
     let results = produce::decode(reader.read().await?)?;
     let closed = || Error::Closed {
         broker: reader.broker().clone(),

@@ -18,7 +18,7 @@ use crate::description::PartitionState;
 use crate::link::Inner;
 use crate::refusal;
 use crate::shard::Context;
-use crate::status::now_ms;
+use crate::status::{PartitionStatus, now_ms};
 
 /// Set on every mirror topic, whatever the source has: byte identity needs them.
 /// A broker must not compress again, must keep the producer's timestamps, and must take records however old or (by a wrong clock) new they are.
@@ -207,7 +207,7 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
     loop {
         tokio::time::sleep(wait.min(inner.live().metadata_refresh)).await;
         wait = Duration::MAX;
-        if inner.options.lifecycle.is_paused() {
+        if inner.options.lifecycle.is_paused() || !inner.share.has_duties() {
             continue;
         }
         let topics = running(&inner);
@@ -226,12 +226,15 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
 /// Mirrors whose log is the source's for all that is known. The configs of a topic that is FAILED may be those of something else.
 fn running(inner: &Inner) -> Vec<Arc<str>> {
     let topics = inner.topics();
-    let runs =
-        |state: PartitionState| matches!(state, PartitionState::Active | PartitionState::Seeding);
+    let runs = |p: &PartitionStatus| match p.state() {
+        PartitionState::Active | PartitionState::Seeding => true,
+        PartitionState::Elsewhere => p.trouble().is_none(),
+        _ => false,
+    };
     topics
         .iter()
         .filter(|t| inner.rest_of(&t.name()).is_none() && !t.has_failed() && !t.held)
-        .filter(|t| t.partitions().iter().any(|p| runs(p.state())))
+        .filter(|t| t.partitions().iter().any(|p| runs(p)))
         .map(crate::topics::Topic::name)
         .collect()
 }

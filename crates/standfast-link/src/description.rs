@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::acls::AclSyncDescription;
 use crate::configs::ConfigSyncDescription;
+use crate::membership::MemberDescription;
 
 /// State of the whole link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -103,6 +104,8 @@ pub enum PartitionState {
     Stopped,
     /// Paused, alone or with the whole link.
     Paused,
+    /// Mirrored by another agent of a shared link, or by none while it changes hands.
+    Elsewhere,
 }
 
 /// One mirror topic, as `standfast mirror describe` shows it.
@@ -165,6 +168,9 @@ pub struct PartitionLag {
     pub error: Option<String>,
     /// Milliseconds since 1970 of the source's last answer for this partition.
     pub last_source_contact_ms: Option<i64>,
+    /// Of a shared link: the agent that mirrors it, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 /// What became of the offsets of one consumer group.
@@ -205,6 +211,9 @@ pub struct LinkDescription {
     pub mirrors: Vec<MirrorDescription>,
     /// One entry per consumer group, in the order of the options.
     pub groups: Vec<GroupDescription>,
+    /// Of a shared link: the agents that mirror it, as the last assignment says. Empty for one that is not shared.
+    #[serde(default)]
+    pub members: Vec<MemberDescription>,
     /// `None` if ACLs are not carried over.
     #[serde(default)]
     pub acl_sync: Option<AclSyncDescription>,

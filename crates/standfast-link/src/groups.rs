@@ -29,7 +29,8 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
     loop {
         let live = Arc::clone(&settings.borrow_and_update());
         let none = live.groups.is_empty() && live.group_filters.is_empty();
-        if !none && !inner.options.lifecycle.is_paused() {
+        let resting = inner.options.lifecycle.is_paused() || !inner.share.has_duties();
+        if !none && !resting {
             sync(&inner, &context.source, &context.destination).await;
         }
         tokio::select! {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use standfast_wire::Cluster;
 use tokio::sync::oneshot;
+use tracing::error;
 use tracing::info;
 
 use crate::description::{
@@ -44,6 +45,7 @@ impl LinkHandle {
             .topics()
             .iter()
             .map(|topic| topic.describe(name, state.wanted(&topic.name()), state.paused))
+            .map(|mirror| self.with_members(mirror))
             .collect();
         let (link_state, link_error) = inner.state(&mirrors);
         let id = inner.producer_id.load(Ordering::Acquire);
@@ -58,16 +60,53 @@ impl LinkHandle {
             throttled_seconds: inner.rate.waited().as_secs_f64(),
             mirrors,
             groups: inner.groups().clone(),
+            members: inner.share.members(),
             acl_sync: inner.live().acl_sync.as_ref().map(|_| inner.acls().clone()),
         }
     }
 
     /// Failover: stops all mirrors for good. Waits until what is in flight is answered, at most `deadline`; then the connections are closed, and after
     /// this returns nothing is appended. Never waits for the source. May be called again.
+    ///
+    /// Of a shared link only this engine stops; see [`LinkHandle::stop_everywhere`].
     pub async fn stop_mirrors(&self, deadline: Duration) -> Result<Vec<StoppedMirror>, Error> {
+        let drained = self.halt(Instant::now() + deadline).await;
+        self.after_stop(drained, None).await
+    }
+
+    /// As [`LinkHandle::stop_mirrors`], at all engines that share the link: after it returns nothing of the link is appended by any of them. One that
+    /// is silent is waited for until its session is over, as long as `patience` allows; if it is not known whether it has stopped, no log end
+    /// is named, and the error says so. `token` names the operation; the order stands, also for engines that start later, until
+    /// [`Lifecycle::set_stop`](crate::Lifecycle::set_stop) takes it back.
+    pub async fn stop_everywhere(
+        &self,
+        token: u64,
+        deadline: Duration,
+    ) -> Result<Vec<StoppedMirror>, Error> {
+        let share = &self.inner.share;
+        if !share.is_shared() {
+            return self.stop_mirrors(deadline).await;
+        }
+        self.inner.options.lifecycle.set_stop(Some(token));
+        let (drained, confirmed) = tokio::join!(
+            self.halt(Instant::now() + deadline),
+            share.confirmed(deadline.max(share.patience()))
+        );
+        if let Err(text) = &confirmed {
+            error!(link = %self.inner.options.name, reason = text, "other agents of the link may still write");
+        }
+        self.after_stop(drained, confirmed.err()).await
+    }
+
+    /// The longest that [`LinkHandle::stop_everywhere`] takes beyond its deadline.
+    pub fn patience(&self) -> Duration {
+        self.inner.share.patience()
+    }
+
+    /// Nothing more is appended by this engine.
+    async fn halt(&self, until: Instant) -> bool {
         let inner = &self.inner;
         inner.stop.cancel();
-        let until = Instant::now() + deadline;
         let mut answers = Vec::new();
         for shard in inner.all_shards() {
             let (done, answer) = oneshot::channel();
@@ -86,6 +125,16 @@ impl LinkHandle {
         for answer in answers {
             drained &= answer.await.unwrap_or(false);
         }
+        drained
+    }
+
+    /// What the destination holds now. `unconfirmed`: why other engines may still write.
+    async fn after_stop(
+        &self,
+        drained: bool,
+        unconfirmed: Option<String>,
+    ) -> Result<Vec<StoppedMirror>, Error> {
+        let inner = &self.inner;
         let Some(destination) = inner.destination.get() else {
             return Err(Error::NotConnected {
                 link: inner.options.name.to_string(),
@@ -125,10 +174,13 @@ impl LinkHandle {
                     Ok(aborted) => aborted.get(id).cloned().unwrap_or(Ok(0)),
                     Err(_) => Err(format!("not asked within {ABORTS_MAX:?}")),
                 };
-                let end = ends
-                    .get(id)
-                    .cloned()
-                    .unwrap_or_else(|| Err("the destination did not name a log end".to_owned()));
+                let named = ends.get(id).cloned();
+                let end = match &unconfirmed {
+                    Some(text) => Err(text.clone()),
+                    None => named.unwrap_or_else(|| {
+                        Err("the destination did not name a log end".to_owned())
+                    }),
+                };
                 topics::status(&topics, id).describe_stopped(
                     &id.topic,
                     id.partition,
@@ -138,6 +190,18 @@ impl LinkHandle {
                 )
             })
             .collect())
+    }
+
+    /// Names the agents that mirror what this one does not.
+    fn with_members(&self, mut mirror: MirrorDescription) -> MirrorDescription {
+        if self.inner.share.is_shared() {
+            let topic: Arc<str> = mirror.mirror_topic_name.as_str().into();
+            for lag in &mut mirror.mirror_lags {
+                let id = PartitionId::new(Arc::clone(&topic), lag.partition);
+                lag.member = self.inner.share.elsewhere(&id);
+            }
+        }
+        mirror
     }
 
     /// The partitions known to the link (of all topics, or of some); for topics that it could not start (the source was never reached), those that the

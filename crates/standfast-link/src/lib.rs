@@ -27,6 +27,7 @@ mod join;
 mod lifecycle;
 mod link;
 mod live;
+mod membership;
 mod metrics;
 mod options;
 mod partition;
@@ -60,9 +61,10 @@ pub use filler::{FILLER_HEADER, FILLER_KEY, is_filler_record};
 pub use filters::{Filter, FilterType, PatternType, admits, admits_topic, excludes, is_internal};
 pub use handle::LinkHandle;
 pub use lifecycle::{
-    Lifecycle, MirrorChange, RunningState, TopicState, TransitionErrorCode, Wanted,
+    Lifecycle, MirrorChange, RunningState, StopOrder, TopicState, TransitionErrorCode, Wanted,
 };
 pub use link::Link;
+pub use membership::{MemberDescription, SharingOptions};
 pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
     MIN_GROUP_SYNC_INTERVAL, ProduceOptions,

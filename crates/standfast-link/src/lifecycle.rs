@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::description::{MirrorStatus, PartitionLag, PartitionState};
 use crate::filters::{self, Filter};
+use crate::status::now_ms;
 
 /// What a mirror topic should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -33,6 +34,29 @@ pub struct TopicState {
     /// Created by a command: mirrored although neither names nor filters of the options take it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub created: bool,
+    /// Orders the commands on this topic: of two agents that share the link, the later one counts. 0: no command came.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub changed: u64,
+}
+
+/// All mirrors are to rest, because an operation on the fleet is under way or has ended at another cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct StopOrder {
+    /// What the operation goes by: the epoch of the fleet record that it began with.
+    pub token: u64,
+    /// It stands; `false`: it was taken back.
+    pub active: bool,
+    /// See [`TopicState::changed`].
+    pub changed: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// What is remembered of a link.
@@ -43,6 +67,12 @@ pub struct RunningState {
     pub paused: bool,
     /// Topics that were paused, stopped, created by a command, or found by a filter. Others are active.
     pub topics: BTreeMap<String, TopicState>,
+    /// See [`TopicState::changed`], for `paused`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused_changed: u64,
+    /// Of a link that several agents share: the last order to stop all of it. It stands until it is taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopOrder>,
     /// Grows with each change in this process.
     #[serde(skip)]
     pub revision: u64,
@@ -77,6 +107,7 @@ impl Lifecycle {
     pub(crate) fn rest_of(&self, topic: &str) -> Option<PartitionState> {
         let state = self.0.borrow();
         match state.wanted(topic) {
+            _ if state.stop_token().is_some() => Some(PartitionState::Stopped),
             Wanted::Stopped => Some(PartitionState::Stopped),
             Wanted::Paused => Some(PartitionState::Paused),
             Wanted::Active => state.paused.then_some(PartitionState::Paused),
@@ -90,30 +121,75 @@ impl Lifecycle {
 
     /// Pauses the link as a whole, or ends that.
     pub fn set_paused(&self, paused: bool) {
-        self.change(|state| std::mem::replace(&mut state.paused, paused) != paused);
-    }
-
-    /// Says what topics should do.
-    pub fn set<'a>(&self, topics: impl IntoIterator<Item = &'a str>, wanted: Wanted) {
         self.change(|state| {
-            let mut changed = false;
-            for topic in topics {
-                let entry = state.topics.entry(topic.to_owned()).or_default();
-                changed |= std::mem::replace(&mut entry.state, wanted) != wanted;
+            let changed = std::mem::replace(&mut state.paused, paused) != paused;
+            if changed {
+                state.paused_changed = state.next_change();
             }
             changed
         });
     }
 
+    /// Says what topics should do.
+    pub fn set<'a>(&self, topics: impl IntoIterator<Item = &'a str>, wanted: Wanted) {
+        self.change(|state| {
+            let (mut changed, at) = (false, state.next_change());
+            for topic in topics {
+                let entry = state.topics.entry(topic.to_owned()).or_default();
+                if std::mem::replace(&mut entry.state, wanted) != wanted {
+                    (entry.changed, changed) = (at, true);
+                }
+            }
+            changed
+        });
+    }
+
+    /// The same command once more: other agents of the link are to take it as new.
+    pub(crate) fn repeat<'a>(&self, topics: impl IntoIterator<Item = &'a str>) {
+        self.change(|state| {
+            let at = state.next_change();
+            for topic in topics {
+                state.topics.entry(topic.to_owned()).or_default().changed = at;
+            }
+            true
+        });
+    }
+
+    /// Orders all mirrors of a shared link to stop (`Some`), or takes that back.
+    pub fn set_stop(&self, token: Option<u64>) {
+        self.change(|state| {
+            if state.stop_token() == token {
+                return false;
+            }
+            let changed = state.next_change();
+            let before = state.stop.map_or(0, |stop| stop.token);
+            state.stop = Some(StopOrder {
+                token: token.unwrap_or(before),
+                active: token.is_some(),
+                changed,
+            });
+            true
+        });
+    }
+
+    /// Takes over what another agent of the link was told later than this one. Answers the topics that it changed.
+    pub(crate) fn adopt(&self, theirs: &RunningState) -> Vec<String> {
+        let mut topics = Vec::new();
+        self.change(|state| state.merge(theirs, &mut topics));
+        topics
+    }
+
     /// Remembers topics that a filter found, or (`created`) that a command asks for.
     pub(crate) fn note<'a>(&self, topics: impl IntoIterator<Item = &'a str>, created: bool) {
         self.change(|state| {
-            let mut changed = false;
+            let (mut changed, at) = (false, state.next_change());
             for topic in topics {
                 let known = state.topics.contains_key(topic);
                 let entry = state.topics.entry(topic.to_owned()).or_default();
-                changed |= !known || (created && !entry.created);
-                entry.created |= created;
+                if created && !entry.created {
+                    (entry.created, entry.changed, changed) = (true, at, true);
+                }
+                changed |= !known;
             }
             changed
         });
@@ -140,6 +216,58 @@ impl RunningState {
         });
         let names = named.iter().chain(further.map(|(name, _)| name));
         names.cloned().collect()
+    }
+
+    /// The operation for which all mirrors are to rest, if one is.
+    pub fn stop_token(&self) -> Option<u64> {
+        self.stop.filter(|stop| stop.active).map(|stop| stop.token)
+    }
+
+    /// What commands have changed, without what the filters alone have found.
+    pub(crate) fn commanded(&self) -> Self {
+        let mut state = self.clone();
+        state.topics.retain(|_, topic| topic.changed > 0);
+        state
+    }
+
+    /// Takes over what was changed later there; `topics` gets the names of those that were.
+    pub(crate) fn merge(&mut self, theirs: &Self, topics: &mut Vec<String>) -> bool {
+        let mut changed = false;
+        if theirs.paused_changed > self.paused_changed {
+            (self.paused, self.paused_changed) = (theirs.paused, theirs.paused_changed);
+            changed = true;
+        }
+        let at = |stop: &Option<StopOrder>| stop.map_or(0, |stop| stop.changed);
+        if at(&theirs.stop) > at(&self.stop) {
+            self.stop = theirs.stop;
+            changed = true;
+        }
+        for (name, topic) in &theirs.topics {
+            let before = self.topics.get(name).map_or(0, |ours| ours.changed);
+            if topic.changed > before {
+                self.topics.insert(name.clone(), *topic);
+                topics.push(name.clone());
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// The latest change of all.
+    pub(crate) fn newest(&self) -> u64 {
+        let topics = self.topics.values().map(|topic| topic.changed);
+        let stop = self.stop.map(|stop| stop.changed);
+        topics
+            .chain(stop)
+            .chain([self.paused_changed])
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// A moment later than all before: by the clock, or one step on if a clock went back.
+    fn next_change(&self) -> u64 {
+        let now = u64::try_from(now_ms()).unwrap_or(0);
+        now.max(self.newest() + 1)
     }
 
     /// What a topic should do, apart from a pause of the whole link.
@@ -175,6 +303,8 @@ pub enum TransitionErrorCode {
     NotStarted,
     /// Requests of the mirror were still unanswered when the time was up; their connections were closed.
     NotDrained,
+    /// Other agents that share the link have not confirmed it; until their session has ended they may still write.
+    NotConfirmed,
     /// Something else changed the mirror meanwhile.
     Superseded,
     /// The link does not run.
@@ -226,6 +356,30 @@ mod tests {
             (state.wanted("a"), state.wanted("c"), state.wanted("x")),
             (Wanted::Paused, Wanted::Active, Wanted::Active)
         );
+    }
+
+    #[test]
+    fn of_two_agents_the_later_command_counts_and_topics_do_not_disturb_each_other() {
+        let (east, west) = (Lifecycle::default(), Lifecycle::default());
+        east.set(["a"], Wanted::Paused);
+        west.set(["b"], Wanted::Stopped);
+        west.note(["found"], false);
+        west.adopt(&east.state().commanded());
+        west.set(["a"], Wanted::Active);
+        assert_eq!(east.adopt(&west.state().commanded()), ["a", "b"]);
+        let state = east.state();
+        assert_eq!(
+            (state.wanted("a"), state.wanted("b"), state.topics.len()),
+            (Wanted::Active, Wanted::Stopped, 2)
+        );
+        // What is older changes nothing, also when it comes again.
+        assert!(west.adopt(&east.state()).is_empty());
+        east.set_stop(Some(7));
+        west.adopt(&east.state());
+        assert_eq!(west.rest_of("a"), Some(PartitionState::Stopped));
+        west.set_stop(None);
+        east.adopt(&west.state());
+        assert_eq!((east.state().stop_token(), east.rest_of("a")), (None, None));
     }
 
     #[test]

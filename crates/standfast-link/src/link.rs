@@ -9,6 +9,7 @@ use standfast_wire::{Cluster, ClusterOptions};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use crate::acls::{AclRun, AclSyncDescription};
@@ -16,6 +17,7 @@ use crate::description::{GroupDescription, LinkState, MirrorDescription, Partiti
 use crate::handle::LinkHandle;
 use crate::lifecycle::Wanted;
 use crate::live::Live;
+use crate::membership::{self, Share};
 use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::rate::RateLimit;
@@ -48,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) source: OnceLock<Cluster>,
     pub(crate) destination: OnceLock<Cluster>,
     pub(crate) producer_id: Arc<AtomicI64>,
+    /// What of the link is this engine's.
+    pub(crate) share: Share,
     /// Cancelled by a stop of the mirrors: nothing is written to the destination any more, by any part.
     pub(crate) stop: CancellationToken,
     pub(crate) rate: Arc<RateLimit>,
@@ -89,6 +93,7 @@ impl Link {
             })
             .collect();
         let inner = Arc::new(Inner {
+            share: Share::new(options.sharing.clone()),
             rate: Arc::new(RateLimit::new(options.rate_limit)),
             live: watch::Sender::new(Arc::new(Live::of(&options))),
             options: Arc::new(options),
@@ -148,7 +153,11 @@ impl Link {
         });
         if tokio::time::timeout(SHUTDOWN_MAX, joined).await.is_err() {
             warn!(link = %inner.options.name, "a data thread did not end in time");
+            // It may still write: the others have to wait for the end of the session.
+            running.membership.abort();
         }
+        running.leave.cancel();
+        let _ = running.membership.await;
         Ok(())
     }
 }
@@ -162,6 +171,9 @@ async fn a_thread_ends(threads: &[std::thread::JoinHandle<()>]) {
 
 struct Running {
     jobs: JoinSet<()>,
+    /// Keeps the place in the link's group until the last.
+    membership: AbortOnDropHandle<()>,
+    leave: CancellationToken,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -182,6 +194,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         source,
         destination,
         producer_id: Arc::clone(&inner.producer_id),
+        share: inner.share.clone(),
         rate: Arc::clone(&inner.rate),
         control: tokio::runtime::Handle::current(),
         slow_paths: Arc::new(Semaphore::new(MAX_SLOW)),
@@ -199,7 +212,15 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         threads.push(thread);
         inner.shards().push(commands);
     }
+    let leave = CancellationToken::new();
+    let membership = AbortOnDropHandle::new(tokio::spawn(membership::task::run(
+        Arc::clone(inner),
+        context.destination.clone(),
+        leave.clone(),
+    )));
     let mut jobs = JoinSet::new();
+    // Also after a stop of the mirrors, which has to be told to the others and confirmed.
+    jobs.spawn(membership::enact::keep(Arc::clone(inner)));
     jobs.spawn(until_stopped(
         Arc::clone(inner),
         topics::keep(Arc::clone(inner), context.clone()),
@@ -232,7 +253,12 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         Arc::clone(inner),
         retention::keep(Arc::clone(inner), context),
     ));
-    Ok(Some(Running { jobs, threads }))
+    Ok(Some(Running {
+        jobs,
+        membership,
+        leave,
+        threads,
+    }))
 }
 
 async fn until_stopped(inner: Arc<Inner>, job: impl Future<Output = ()>) {
@@ -367,7 +393,7 @@ impl Inner {
 
     pub(crate) fn state(&self, mirrors: &[MirrorDescription]) -> (LinkState, Option<String>) {
         use crate::description::PartitionState::SourceUnavailable;
-        if self.stop.is_cancelled() {
+        if self.stop.is_cancelled() || self.options.lifecycle.state().stop_token().is_some() {
             return (LinkState::Stopped, None);
         }
         let trouble = self
@@ -408,6 +434,13 @@ impl Inner {
                     .as_ref()
                     .map(|text| format!("source: {text}")),
             );
+        }
+        if let Some(text) = self
+            .share
+            .trouble()
+            .filter(|_| self.destination.get().is_some())
+        {
+            return (LinkState::Unavailable, Some(text));
         }
         let connected = self.source.get().is_some() && self.destination.get().is_some();
         (

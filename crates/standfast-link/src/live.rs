@@ -9,6 +9,7 @@ use crate::acls::AclSyncOptions;
 use crate::description::GroupDescription;
 use crate::filters::Filter;
 use crate::handle::LinkHandle;
+use crate::membership::SharingOptions;
 use crate::options::LinkOptions;
 use crate::topics::Topic;
 
@@ -122,6 +123,7 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         config_exclude: _,
         acl_sync: _,
         lifecycle: _,
+        sharing,
         memory_bytes,
         shards,
         fetch,
@@ -135,6 +137,7 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         backoff,
     } = running;
     *name != new.name
+        || !SharingOptions::are_same(sharing.as_ref(), new.sharing.as_ref())
         || *memory_bytes != new.memory_bytes
         || *shards != new.shards
         || *fetch != new.fetch

@@ -161,6 +161,25 @@ impl collector::Collector for Collector {
             wrong.metric_type(),
         )?;
         wrong.encode(metric.encode_family(&[("link", link.link_name.clone())])?)?;
+        if !link.members.is_empty() {
+            let members: Vec<Row> = (link.members.iter())
+                .map(|member| Row {
+                    labels: [
+                        ("link", link.link_name.clone()),
+                        ("member", member.member.clone()),
+                        ("self", member.is_self.to_string()),
+                    ],
+                    value: member.partitions as f64,
+                })
+                .collect();
+            family(
+                &mut encoder,
+                "standfast_link_member_partitions",
+                "Partitions that each agent of a shared link mirrors, as the last assignment says.",
+                None,
+                &members,
+            )?;
+        }
         let up = ConstGauge::new(i64::from(link.link_state == LinkState::Active));
         let mut metric = encoder.encode_descriptor(
             "standfast_link_active",

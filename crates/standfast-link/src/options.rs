@@ -7,7 +7,7 @@ use standfast_wire::ClusterOptions;
 
 use crate::acls::{self, AclSyncOptions};
 use crate::filters::{self, Filter};
-use crate::{Error, Lifecycle, configs, rate};
+use crate::{Error, Lifecycle, SharingOptions, configs, rate};
 
 /// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
 pub const MAX_IN_FLIGHT: usize = 5;
@@ -150,6 +150,8 @@ pub struct LinkOptions {
     pub config_exclude: Vec<String>,
     /// ACLs that are carried over; `None`: none.
     pub acl_sync: Option<AclSyncOptions>,
+    /// Other engines work on this link too, and each partition is to be mirrored by one of them. `None`: this engine mirrors all.
+    pub sharing: Option<SharingOptions>,
     /// Which mirrors are paused or stopped; shared with whoever keeps it over restarts.
     pub lifecycle: Lifecycle,
     /// Bound on the bytes of record data in memory, whatever the number of partitions.
@@ -196,6 +198,7 @@ impl LinkOptions {
             group_filters: Vec::new(),
             config_exclude: Vec::new(),
             acl_sync: None,
+            sharing: None,
             lifecycle: Lifecycle::default(),
             memory_bytes: 16 << 20,
             shards: 1,
@@ -220,6 +223,9 @@ impl LinkOptions {
         };
         if self.topics.is_empty() && self.topic_filters.is_empty() {
             return invalid("topics", "at least one topic or topic filter is needed");
+        }
+        if let Some(sharing) = &self.sharing {
+            sharing.check()?;
         }
         if self.group_sync_interval < MIN_GROUP_SYNC_INTERVAL {
             return invalid("group_sync_interval", "must be at least 1s");

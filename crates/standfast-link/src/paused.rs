@@ -1,4 +1,4 @@
-//! Keeps the lag of paused mirrors true: they fetch nothing, so both clusters are asked for their log ends.
+//! Keeps the lag of paused mirrors and of those that another engine of the link runs true: nothing is fetched here, so both clusters are asked for their log ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,14 @@ use crate::status::PartitionStatus;
 
 /// How often they are asked.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Paused, or mirrored by another engine.
+fn is_quiet(status: &PartitionStatus) -> bool {
+    matches!(
+        status.state(),
+        PartitionState::Paused | PartitionState::Elsewhere
+    )
+}
 
 pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
     let mut tick = tokio::time::interval(INTERVAL);
@@ -27,7 +35,7 @@ async fn look(inner: &Inner, context: &Context) {
         .topics()
         .iter()
         .flat_map(|topic| topic.ids().zip(topic.partitions().iter().map(Arc::clone)))
-        .filter(|(_, status)| status.state() == PartitionState::Paused)
+        .filter(|(_, status)| is_quiet(status))
         .collect();
     if paused.is_empty() {
         return;
@@ -39,7 +47,7 @@ async fn look(inner: &Inner, context: &Context) {
     );
     for (id, status) in paused {
         // It may have been resumed meanwhile; then the data thread knows better.
-        if status.state() != PartitionState::Paused {
+        if !is_quiet(&status) {
             continue;
         }
         if let Some(Ok(end)) = destination.get(&id) {

@@ -216,7 +216,8 @@ impl LinkHandle {
         let drained = self
             .rest(&level, PartitionState::Stopped, Instant::now() + DRAIN)
             .await;
-        let equal = if drained {
+        let told = self.pause_elsewhere(&level, reasons).await;
+        let equal = if drained && told {
             self.compare_ends(&level, reasons).await
         } else {
             HashSet::new()
@@ -226,12 +227,27 @@ impl LinkHandle {
             self.carry_configs(&equal, warnings).await;
         }
         let done = inner.conclude(&level, &equal);
+        if inner.share.is_shared() {
+            let left = level.iter().filter(|t| !done.contains(t));
+            let left = left.filter(|t| self.lifecycle().wanted(t) == Wanted::Paused);
+            self.lifecycle().set(left.map(|t| &**t), Wanted::Active);
+        }
         inner.look_again.notify_one();
         if !done.is_empty() {
             // Only now are those released that let producers write there.
             self.carry_acls(warnings).await;
         }
         done
+    }
+
+    /// The other agents of a shared link let these mirrors rest too. Whatever becomes of this promotion, a pause does no harm.
+    async fn pause_elsewhere(&self, level: &HashSet<Arc<str>>, reasons: &mut Reasons) -> bool {
+        if !self.inner.share.is_shared() {
+            return true;
+        }
+        self.lifecycle()
+            .set(level.iter().map(|t| &**t), Wanted::Paused);
+        self.tell(level, reasons).await
     }
 
     /// The topics whose logs end at the same offsets on both clusters.

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::description::{MirrorTopicError, PartitionState};
+use crate::partition::PartitionId;
 use crate::shard::{self, Shared, Slot};
 use crate::writer::WriterQueue;
 
@@ -19,7 +20,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct RestOrder {
     pub(crate) topics: Arc<HashSet<Arc<str>>>,
-    /// Paused or Stopped.
+    /// Of these topics only these partitions; `None`: all.
+    pub(crate) only: Option<Arc<HashSet<PartitionId>>>,
+    /// Paused, Stopped or Elsewhere.
     pub(crate) state: PartitionState,
     pub(crate) deadline: Instant,
     /// `true`: all that was sent is answered.
@@ -36,7 +39,9 @@ struct Resting {
 pub(crate) fn rest(shard: &Shared, order: RestOrder) {
     let mut resting = HashMap::new();
     for (index, slot) in shard.borrow_mut().slots.iter_mut().enumerate() {
-        if !order.topics.contains(&slot.partition.id.topic) {
+        let id = &slot.partition.id;
+        let meant = order.only.as_ref().is_none_or(|only| only.contains(id));
+        if !meant || !order.topics.contains(&id.topic) {
             continue;
         }
         slot.turn = slot.turn.wrapping_add(1);
@@ -83,7 +88,9 @@ async fn settle(shard: Shared, resting: HashMap<usize, Resting>, order: RestOrde
         match order.state {
             // What is wrong with it is still to be seen, and only a resume starts it again.
             PartitionState::Paused if failed => {}
-            PartitionState::Paused => slot.partition.status.enter(PartitionState::Paused, None),
+            PartitionState::Paused | PartitionState::Elsewhere => {
+                slot.partition.status.enter(order.state, None);
+            }
             state => {
                 let trouble = if failed {
                     slot.partition.status.trouble()
@@ -131,11 +138,16 @@ pub(crate) fn resume(shard: &Shared, topics: &HashMap<Arc<str>, Uuid>) {
     {
         let mut borrowed = shard.borrow_mut();
         let stopping = borrowed.stopping.clone();
+        let share = borrowed.context.share.clone();
         let mut moved = Vec::new();
         for (index, slot) in borrowed.slots.iter_mut().enumerate() {
             let Some(topic_id) = topics.get(&slot.partition.id.topic) else {
                 continue;
             };
+            if !share.holds(&slot.partition.id) {
+                give_away(slot);
+                continue;
+            }
             if wake(slot, *topic_id) {
                 slot.stopping = stopping.child_token();
                 moved.push((*topic_id, slot.partition.id.partition, index));
@@ -148,6 +160,13 @@ pub(crate) fn resume(shard: &Shared, topics: &HashMap<Arc<str>, Uuid>) {
     }
     for index in indexes {
         shard::begin(shard, index);
+    }
+}
+
+/// It is not this engine's; one that still runs is told to rest by an order of its own.
+fn give_away(slot: &mut Slot) {
+    if slot.terminal {
+        slot.partition.status.enter(PartitionState::Elsewhere, None);
     }
 }
 

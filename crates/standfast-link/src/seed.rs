@@ -136,6 +136,7 @@ async fn append(
     let client_id = &request.context.options.destination.client_id;
     let produced = calls::produce_one(
         connection,
+        &request.context.share.lease,
         client_id,
         PRODUCE_TIMEOUT_MS,
         (&id.topic, id.partition, batch),

@@ -25,6 +25,7 @@ use crate::budget::Budget;
 use crate::contain::contain;
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::fetcher::{self, FetcherWake};
+use crate::membership::Share;
 use crate::options::LinkOptions;
 use crate::partition::{Doubt, Failure, Partition, PartitionId, Side, Verdict};
 use crate::rate::RateLimit;
@@ -45,6 +46,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 
 /// A produce request without an answer for so long ends its connection.
 const PRODUCE_OVERDUE: Duration = Duration::from_secs(10);
+
+const NO_LEASE: &str = "the lease on the link has ended";
 
 /// Commands waiting for a shard.
 pub(crate) const COMMAND_QUEUE: usize = 64;
@@ -105,11 +108,21 @@ pub(crate) struct Context {
     pub(crate) source: Cluster,
     pub(crate) destination: Cluster,
     pub(crate) producer_id: Arc<AtomicI64>,
+    /// What of the link is this engine's; with the lease, without which nothing may be written.
+    pub(crate) share: Share,
     pub(crate) rate: Arc<RateLimit>,
     /// The runtime of the control plane.
     pub(crate) control: tokio::runtime::Handle,
     /// One permit per partition that is at work on the slow path.
     pub(crate) slow_paths: Arc<Semaphore>,
+}
+
+impl Context {
+    /// The state in which a partition should rest; `None`: this engine should mirror it.
+    pub(crate) fn rest_of(&self, id: &PartitionId) -> Option<PartitionState> {
+        let told = self.options.lifecycle.rest_of(&id.topic);
+        told.or_else(|| (!self.share.holds(id)).then_some(PartitionState::Elsewhere))
+    }
 }
 
 pub(crate) type Shared = Rc<RefCell<Shard>>;
@@ -351,7 +364,7 @@ async fn start(shard: &Shared, index: usize, pace: Pace) {
         let Some(slot) = borrowed.slots.get_mut(index) else {
             return;
         };
-        let slot_rest = context.options.lifecycle.rest_of(&slot.partition.id.topic);
+        let slot_rest = context.rest_of(&slot.partition.id);
         if slot.terminal || stopping.is_cancelled() {
             return;
         }
@@ -585,6 +598,7 @@ impl Shard {
 }
 
 fn look_for_stalls(shard: &Shared) {
+    close_without_lease(shard);
     let overdue: Vec<WriterKey> = shard
         .borrow()
         .writers
@@ -609,6 +623,16 @@ fn look_for_stalls(shard: &Shared) {
             .is_some_and(|at| at.elapsed() > STALLED_AFTER)
         {
             slot.partition.shed();
+        }
+    }
+}
+
+/// What waits for room in a socket is not sent any more.
+fn close_without_lease(shard: &Shared) {
+    let borrowed = shard.borrow();
+    if !borrowed.context.share.lease.is_valid() {
+        for queue in borrowed.writers.values() {
+            queue.close(NO_LEASE);
         }
     }
 }

@@ -235,6 +235,9 @@ impl<'a> SlowPath<'a> {
                 return Err(stopped());
             }
         }
+        if !self.request.context.share.lease.is_valid() {
+            return Err(stopped());
+        }
         if self.request.context.producer_id.load(Ordering::Acquire) != self.producer_id {
             return Err(Refusal::Later(Doubt::destination(
                 "the link's producer id changed",
@@ -377,6 +380,7 @@ impl<'a> SlowPath<'a> {
         let Request { context, id, .. } = self.request;
         let produced = calls::produce_one(
             &mut self.destination,
+            &context.share.lease,
             &context.options.destination.client_id,
             PRODUCE_TIMEOUT_MS,
             (&id.topic, id.partition, restamped),

@@ -171,6 +171,7 @@ impl PartitionStatus {
             state: self.state(),
             error: self.trouble().map(|(_, text)| text),
             last_source_contact_ms: known(&self.contact_ms),
+            member: None,
         }
     }
 
@@ -204,8 +205,13 @@ impl PartitionStatus {
             PartitionState::Stopped => state_of(self.state_before_stop.load(Relaxed)),
             other => other,
         };
-        let failed = state_before == PartitionState::Failed;
         let trouble = self.trouble().map(|(_, text)| text);
+        let failed = match state_before {
+            PartitionState::Failed => true,
+            // So says the agent that had it.
+            PartitionState::Elsewhere => trouble.is_some(),
+            _ => false,
+        };
         let (end, error) = match destination_end {
             Ok(end) => ((!failed).then_some(end), trouble),
             Err(text) => (
@@ -252,7 +258,7 @@ fn known(value: &AtomicI64) -> Option<i64> {
 
 fn state_of(value: u8) -> PartitionState {
     use PartitionState::{
-        Active, Failed, Paused, Retrying, Seeding, SourceUnavailable, Starting, Stopped,
+        Active, Elsewhere, Failed, Paused, Retrying, Seeding, SourceUnavailable, Starting, Stopped,
     };
     [
         Starting,
@@ -263,6 +269,7 @@ fn state_of(value: u8) -> PartitionState {
         Failed,
         Stopped,
         Paused,
+        Elsewhere,
     ]
     .into_iter()
     .find(|s| *s as u8 == value)

@@ -62,6 +62,17 @@ impl Topic {
         self.failed || self.partitions.iter().any(failed)
     }
 
+    /// One of its partitions was stopped for good.
+    pub(crate) fn has_stopped(&self) -> bool {
+        let stopped = |p: &Arc<PartitionStatus>| p.state() == PartitionState::Stopped;
+        self.partitions.iter().any(stopped)
+    }
+
+    /// The source topic that this run began with.
+    pub(crate) fn source_topic_id(&self) -> Option<Uuid> {
+        self.source_topic_id
+    }
+
     /// Everything starts again from the logs, whatever went wrong before.
     pub(crate) fn begin_again(&mut self) {
         (self.again, self.failed, self.trouble) = (true, false, None);
@@ -71,15 +82,21 @@ impl Topic {
     /// Up to where the destination holds the mirror, for the partitions that run.
     pub(crate) fn active_positions(&self) -> impl Iterator<Item = (PartitionId, Option<i64>)> {
         self.ids().zip(&self.partitions).map(|(id, status)| {
-            let active = status.state() == PartitionState::Active;
-            (id, status.position().filter(|_| active))
+            // Elsewhere it is as the destination said last.
+            let known = matches!(
+                status.state(),
+                PartitionState::Active | PartitionState::Elsewhere
+            );
+            (id, status.position().filter(|_| known))
         })
     }
 
     /// Whether its partitions rest as they should.
     fn rests(&self, wanted: PartitionState) -> bool {
         self.partitions.iter().map(|p| p.state()).all(|state| {
-            state == wanted || (wanted == PartitionState::Paused && state == PartitionState::Failed)
+            state == wanted
+                || state == PartitionState::Elsewhere
+                || (wanted == PartitionState::Paused && state == PartitionState::Failed)
         })
     }
 
@@ -133,7 +150,13 @@ impl Topic {
         if self.again {
             return MirrorStatus::PendingMirror;
         }
-        if self.failed || any(&[PartitionState::Failed]) {
+        let failed_elsewhere = |p: &Arc<PartitionStatus>| {
+            p.state() == PartitionState::Elsewhere && p.trouble().is_some()
+        };
+        if self.failed
+            || any(&[PartitionState::Failed])
+            || self.partitions.iter().any(failed_elsewhere)
+        {
             MirrorStatus::Failed
         } else if any(&[PartitionState::Stopped]) {
             MirrorStatus::Stopped
@@ -233,7 +256,7 @@ pub(crate) async fn keep(inner: Arc<Inner>, context: Context) {
 }
 
 /// Lets rest what should rest and does not: a command came while the topic was being looked at, or the state was changed while no engine ran.
-async fn let_rest(inner: &Arc<Inner>) {
+pub(crate) async fn let_rest(inner: &Arc<Inner>) {
     let handle = LinkHandle {
         inner: Arc::clone(inner),
     };
@@ -408,6 +431,7 @@ async fn ensure(
 ) -> Result<(), Refused> {
     let wanted = i32::try_from(original.partitions.len()).unwrap_or(i32::MAX);
     let Some(mirror) = mirror else {
+        has_duties(inner, name)?;
         let original_configs = calls::topic_configs(&context.source, name).await?;
         let factor = replication_factor(inner, original, brokers);
         calls::create_topic(
@@ -439,6 +463,7 @@ async fn ensure(
         return Ok(());
     }
     if found < wanted && configs::is_ours(&found_configs) {
+        has_duties(inner, name)?;
         calls::grow_topic(&context.destination, name, wanted).await?;
         info!(
             topic = name,
@@ -458,6 +483,17 @@ async fn ensure(
         format!(
             "topic {name:?} has {wanted} partitions on the source and {found} on the destination; {hint}"
         ),
+    ))
+}
+
+/// Topics are created and grown by one of the agents that share a link.
+fn has_duties(inner: &Inner, name: &str) -> Result<(), Refused> {
+    if inner.share.has_duties() {
+        return Ok(());
+    }
+    Err(Refused::Later(
+        MirrorTopicError::NoError,
+        format!("topic {name:?} on the destination waits for the agent that has the link's duties"),
     ))
 }
 
@@ -494,7 +530,10 @@ async fn begin(
             return false;
         }
         let resting = |p: &Arc<PartitionStatus>| {
-            matches!(p.state(), PartitionState::Paused | PartitionState::Stopped)
+            matches!(
+                p.state(),
+                PartitionState::Paused | PartitionState::Stopped | PartitionState::Elsewhere
+            )
         };
         resume = rest.is_none() && (topic.again || topic.partitions.iter().any(resting));
         if rest.is_none() {
@@ -508,13 +547,14 @@ async fn begin(
                 topic: topic.name(),
                 partition,
             };
+            let elsewhere = !inner.share.holds(&id);
             new.push((
                 index,
                 NewPartition {
                     id,
                     source_topic_id: original.topic_id,
                     status,
-                    rest,
+                    rest: rest.or_else(|| elsewhere.then_some(PartitionState::Elsewhere)),
                 },
             ));
             index += 1;

@@ -67,6 +67,7 @@ impl LinkHandle {
         if !self.rest(&go, PartitionState::Paused, until).await {
             refused.extend(not_drained(&go));
         }
+        self.tell(&go, &mut refused).await;
         info!(link = %self.inner.options.name, topics = go.len(), "mirrors paused");
         self.inner.look_again.notify_one();
         self.changes(topics, refused)
@@ -82,6 +83,10 @@ impl LinkHandle {
         }
         self.lifecycle()
             .set(go.iter().map(|t| &**t), Wanted::Active);
+        if self.inner.share.is_shared() {
+            // Whichever agent has those that FAILED.
+            self.lifecycle().repeat(go.iter().map(|t| &**t));
+        }
         info!(link = %self.inner.options.name, topics = go.len(), "mirrors resumed");
         self.inner.look_again.notify_one();
         self.changes(topics, refused)
@@ -97,12 +102,9 @@ impl LinkHandle {
             .collect();
         self.inner.end_promotion(&running);
         info!(link = %self.inner.options.name, "link paused");
-        self.rest(
-            &running,
-            PartitionState::Paused,
-            Instant::now() + PAUSE_DRAIN,
-        )
-        .await
+        let until = Instant::now() + PAUSE_DRAIN;
+        let drained = self.rest(&running, PartitionState::Paused, until).await;
+        drained && self.tell(&running, &mut HashMap::new()).await
     }
 
     /// Ends a pause of the link as a whole. Mirrors that were paused one by one stay paused.
@@ -126,6 +128,7 @@ impl LinkHandle {
             refused.extend(not_drained(&go));
             tokio::time::sleep(UNANSWERED_SETTLES).await;
         }
+        self.tell(&go, &mut refused).await;
         info!(link = %self.inner.options.name, topics = go.len(), "mirrors failed over");
         self.stopped(topics, &go, refused).await
     }
@@ -229,6 +232,24 @@ impl LinkHandle {
         (go, refused)
     }
 
+    /// Waits until the other agents that share the link do what it was told. `false`: some may not, and the topics' results say so.
+    pub(crate) async fn tell(
+        &self,
+        topics: &HashSet<Arc<str>>,
+        refused: &mut HashMap<Arc<str>, Refusal>,
+    ) -> bool {
+        let share = &self.inner.share;
+        let Err(text) = share.confirmed(share.patience()).await else {
+            return true;
+        };
+        warn!(link = %self.inner.options.name, reason = text, "other agents of the link may still write into mirrors that were told to rest");
+        for topic in topics {
+            let refusal = (TransitionErrorCode::NotConfirmed, text.clone());
+            refused.entry(Arc::clone(topic)).or_insert(refusal);
+        }
+        false
+    }
+
     /// Fetches and writes nothing more for these topics. `false`: something was still unanswered at `until`, and its connections were closed.
     pub(crate) async fn rest(
         &self,
@@ -236,12 +257,25 @@ impl LinkHandle {
         state: PartitionState,
         until: Instant,
     ) -> bool {
+        self.rest_some(topics, None, state, until).await
+    }
+
+    /// As [`LinkHandle::rest`], of the topics only the partitions in `only`.
+    pub(crate) async fn rest_some(
+        &self,
+        topics: &HashSet<Arc<str>>,
+        only: Option<HashSet<PartitionId>>,
+        state: PartitionState,
+        until: Instant,
+    ) -> bool {
         let topics = Arc::new(topics.clone());
+        let only = only.map(Arc::new);
         let mut answers = Vec::new();
         for shard in self.inner.all_shards() {
             let (done, answer) = oneshot::channel();
             let order = RestOrder {
                 topics: Arc::clone(&topics),
+                only: only.clone(),
                 state,
                 deadline: until,
                 done,

@@ -157,12 +157,13 @@ async fn send(
     mut writer: FrameWriter,
     expires_at: Option<tokio::time::Instant>,
 ) {
-    let (max_in_flight, client_id) = {
+    let (max_in_flight, client_id, lease) = {
         let borrowed = shard.borrow();
         let options = &borrowed.context.options;
         (
             options.produce.max_in_flight,
             options.destination.client_id.clone(),
+            borrowed.context.share.lease.clone(),
         )
     };
     let mut correlation_id = 0i32;
@@ -215,7 +216,8 @@ async fn send(
             sent_at: Instant::now(),
             parts: remembered,
         });
-        if let Err(error) = writer.write(&frame).await {
+        let broker = Arc::clone(writer.broker());
+        if let Err(error) = lease.guard(broker, writer.write(&frame)).await {
             return queue.close(&error.to_string());
         }
         // The bytes are with the operating system now: nothing is sent twice from here, a doubt fetches again.
