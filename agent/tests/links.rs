@@ -529,5 +529,14 @@ fn deleted(agent: &mut Agent, west: &KafkaCluster, east: &KafkaCluster) {
     agent.until("what diverged is FAILED", |agent| {
         agent.json(&["mirror", "describe", "extra"])["data"][0]["mirror_topic_error"] == "DIVERGED"
     });
+    // So it is again after a restart: the logs say it, nothing has to be remembered.
+    agent.kill();
+    agent.spawn();
+    agent.until("FAILED after a restart", |agent| {
+        let mirror = agent.json(&["mirror", "describe", "extra"])["data"][0].clone();
+        mirror["mirror_status"] == "FAILED" && mirror["mirror_topic_error"] == "DIVERGED"
+    });
+    let counts = link(agent, "west-to-east")["category_counts"].clone();
+    assert_eq!(counts, json!([{"state_category": "IN_ERROR", "count": 1}]));
     assert_eq!(east.log_end_offsets("extra").unwrap(), [21]);
 }

@@ -290,3 +290,44 @@ fn data_goes_to_stdout_without_colours_when_piped() {
         completions.stderr
     );
 }
+
+/// However many mirrors a command names, the agent is asked once.
+#[test]
+fn thousands_of_mirrors_are_one_call() {
+    const MIRRORS: usize = 2_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = Vec::new();
+        let mut chunk = [0; 65_536];
+        // The names are in the body, the last of them at its end.
+        while !String::from_utf8_lossy(&received).contains(&format!("topic-{:05}", MIRRORS - 1)) {
+            let count = stream.read(&mut chunk).unwrap();
+            assert!(count > 0, "the request ends early");
+            received.extend_from_slice(&chunk[..count]);
+        }
+        let change = r#"{"link_name":"w-e","mirror_topic_name":"t","source_topic_name":"t","mirror_status":"PAUSED","mirror_lags":[]}"#;
+        let text = format!(
+            "{{\"dry_run\":false,\"data\":[{}]}}",
+            vec![change; MIRRORS].join(",")
+        );
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+            text.len()
+        )
+        .unwrap();
+        drop(stream);
+        listener.set_nonblocking(true).unwrap();
+        listener
+    });
+    let names: Vec<String> = (0..MIRRORS).map(|n| format!("topic-{n:05}")).collect();
+    let mut arguments = vec!["mirror", "pause", "--agent", &url];
+    arguments.extend(names.iter().map(String::as_str));
+    let ended = standfast(&arguments);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(ended.stdout.lines().count(), MIRRORS + 1);
+    let listener = served.join().unwrap();
+    assert!(listener.accept().is_err(), "a second call was made");
+}

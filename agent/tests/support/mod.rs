@@ -291,6 +291,14 @@ fn batch(count: i64) -> bytes::Bytes {
     buffer.freeze()
 }
 
+/// Asks a cluster something that must succeed.
+pub(crate) fn with_cluster<T>(
+    bootstrap: &str,
+    ask: impl AsyncFnOnce(Cluster) -> Result<T, standfast_wire::Error>,
+) -> T {
+    block_on(async { ask(connect(bootstrap).await).await.expect("Kafka answers") })
+}
+
 async fn connect(bootstrap: &str) -> Cluster {
     let options = ClusterOptions::new(HostPort::parse_list(bootstrap).expect("bootstrap"));
     Cluster::connect(options).await.expect("connect")

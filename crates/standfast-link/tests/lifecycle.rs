@@ -1,5 +1,7 @@
 //! Mirrors that are paused, resumed, promoted and failed over, one by one and as a whole, and topics that filters find.
 
+#[path = "lifecycle/groups.rs"]
+mod groups;
 mod support;
 
 use std::sync::OnceLock;
@@ -502,71 +504,4 @@ async fn filters_find_topics_and_exclude_wins() {
     append_some(&from, "elsewhere", 0, 3).await;
     running.wait_caught_up(&from, "elsewhere").await;
     running.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn groups_are_found_by_filters_and_a_deleted_one_is_not_revived() {
-    let (source, destination) = clusters();
-    source.create_topic("grouped", 1, &[]).unwrap();
-    let (from, to) = (connect(source).await, connect(destination).await);
-    append_some(&from, "grouped", 0, 10).await;
-    for group in ["team.a", "team.b", "team.not", "other"] {
-        commit(&from, group, "grouped", 42).await;
-    }
-    let mut options = link_options("groups", source, destination, &["grouped"]);
-    options.group_filters = vec![
-        filter("team.", PatternType::Prefixed, FilterType::Include),
-        filter("team.not", PatternType::Literal, FilterType::Exclude),
-    ];
-    options.group_sync_interval = Duration::from_secs(1);
-    let running = Running::start(options);
-    running.wait_caught_up(&from, "grouped").await;
-    for group in ["team.a", "team.b"] {
-        wait_for("carried over", || async {
-            committed(&to, group).await == Some(42)
-        })
-        .await;
-    }
-    for group in ["team.not", "other"] {
-        assert_eq!(committed(&to, group).await, None, "{group}");
-    }
-
-    // Deleted on both clusters: it stays deleted, and is no longer shown.
-    for cluster in [source, destination] {
-        delete_group(cluster, "team.a").await;
-    }
-    commit(&from, "team.b", "grouped", 50).await;
-    wait_for("the others are carried over on", || async {
-        committed(&to, "team.b").await == Some(50)
-    })
-    .await;
-    running
-        .wait("forgotten", |link| {
-            link.groups.iter().map(|g| g.group.as_str()).eq(["team.b"])
-        })
-        .await;
-    assert_eq!(committed(&to, "team.a").await, None);
-    running.end().await;
-}
-
-async fn delete_group(cluster: &'static KafkaCluster, group: &str) {
-    let group = group.to_owned();
-    let output = tokio::task::spawn_blocking(move || {
-        let bootstrap = cluster.bootstrap();
-        let args = [
-            "--bootstrap-server",
-            &bootstrap,
-            "--delete",
-            "--group",
-            &group,
-        ];
-        cluster
-            .tool(
-                "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
-                &args,
-            )
-            .expect("the tool runs")
-    });
-    let output = output.await.expect("Kafka answers");
-    assert!(output.status.success(), "{output:?}");
 }
