@@ -276,6 +276,19 @@ fn created(agent: &Agent, west: &KafkaCluster) {
     ] {
         assert!(states.contains(&expected), "{states:?}");
     }
+    // Two links that write one topic would spoil it.
+    for arguments in [
+        &["mirror", "create", "app.x", "--link", "west-to-east"][..],
+        &["link", "update", "west-to-east", "topic_filters+=app.a"],
+        &["link", "update", "west-to-east", "topics+=extra"],
+    ] {
+        let refused = agent.cli(arguments);
+        assert_eq!(refused.code, 2, "{arguments:?}: {refused:?}");
+        assert!(
+            refused.stderr.contains("second"),
+            "{arguments:?}: {refused:?}"
+        );
+    }
     let table = agent.cli(&["link", "describe", "second"]);
     assert!(
         table.stdout.contains("Task Name") && table.stdout.contains("app.*,!app.tmp.*"),

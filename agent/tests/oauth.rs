@@ -114,7 +114,6 @@ fn a_link_logs_in_with_a_token_and_carries_acls_over() {
                 .tls(&identity)
                 .oauth_unsigned()
                 .authorizer()
-                .property("super.users", "User:ANONYMOUS;User:link")
                 .start()
                 .expect("west")
         });
@@ -138,14 +137,27 @@ fn a_link_logs_in_with_a_token_and_carries_acls_over() {
         )
     };
     let (read, write) = (acl(AclOperation::Read), acl(AclOperation::Write));
-    let both = [read.clone(), write.clone()];
+    let of_the_link = |operation, resource, name| {
+        AclBinding::allow("User:link", operation, resource, AclPattern::Literal, name)
+    };
+    let all = [
+        read.clone(),
+        write.clone(),
+        of_the_link(AclOperation::Read, AclResource::Topic, TOPIC),
+        of_the_link(AclOperation::DescribeConfigs, AclResource::Topic, TOPIC),
+        of_the_link(
+            AclOperation::Describe,
+            AclResource::Cluster,
+            "kafka-cluster",
+        ),
+    ];
     with_cluster(&west.bootstrap(), async |west| {
-        west.create_acls(&both).await.map(drop)
+        west.create_acls(&all).await.map(drop)
     });
     let on_the_mirror = || with_cluster(&east.bootstrap(), async |east| east.describe_acls().await);
 
     let (endpoint, given) = token_endpoint();
-    let mut agent = Agent::prepare("");
+    let agent = Agent::prepare("");
     agent.configure(&format!(
         "[fleet]\nname = \"oauth\"\n[discovery]\n{}\n[secrets]\nbackend = \"file\"\npath = \"FOLDER/secrets.toml\"\n\
          [clusters.west]\nbootstrap = \"{}\"\nsecret = \"kafka/west\"\nsecurity_protocol = \"SASL_SSL\"\nsasl_mechanism = \"OAUTHBEARER\"\n\
@@ -158,16 +170,12 @@ fn a_link_logs_in_with_a_token_and_carries_acls_over() {
         east.bootstrap()
     ));
     let secret = |password: &str| {
-        let new = agent.folder.path().join("secrets.new.toml");
-        let text = format!(
+        format!(
             "[\"kafka/west\"]\nusername = \"link\"\npassword = {password:?}\noauth_token_endpoint = {endpoint:?}\nssl_ca = '''\n{}'''\n",
             authority.pem()
-        );
-        fs::write(&new, text).unwrap();
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::rename(&new, agent.folder.path().join("secrets.toml")).unwrap();
+        )
     };
-    secret("wr0ng-pass");
+    write_secret(&agent, &secret("wr0ng-pass"));
     assert_eq!(agent.init_fleet("west").code, 0);
     let mut agent = agent;
     agent.spawn();
@@ -176,12 +184,7 @@ fn a_link_logs_in_with_a_token_and_carries_acls_over() {
         error.contains("AUTHENTICATION_ERROR") && error.contains("invalid_client")
     });
     assert_eq!(given.load(Ordering::Relaxed), 0);
-    let folder = agent.folder.path().to_owned();
-    let text = fs::read_to_string(folder.join("secrets.toml")).unwrap();
-    let new = folder.join("secrets.new.toml");
-    fs::write(&new, text.replace("wr0ng-pass", "right")).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::rename(&new, folder.join("secrets.toml")).unwrap();
+    write_secret(&agent, &secret("right"));
     agent.until("with the right one everything is mirrored", |agent| {
         agent.mirrored(TOPIC) == [10]
     });
@@ -208,4 +211,12 @@ fn a_link_logs_in_with_a_token_and_carries_acls_over() {
         !log.contains("wr0ng-pass") && !log.contains(&base64(r#"{"alg":"none"}"#)),
         "{log}"
     );
+}
+
+fn write_secret(agent: &Agent, text: &str) {
+    let folder = agent.folder.path();
+    let new = folder.join("secrets.new.toml");
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(&new, folder.join("secrets.toml")).unwrap();
 }

@@ -30,12 +30,13 @@ pub(crate) struct CreateArgs {
 }
 
 pub(crate) const CREATE_HELP: &str = "\
-The link starts at once. It is kept in data_dir/links.json, and runs after a restart of the agent as if it stood in the
-configuration file. The clusters are those of the configuration file. Creating a link that is there already, with the same
+The link starts at once. It is kept in data_dir/links.json, and runs after a restart of the agent as if it stood in the \
+configuration file. The clusters are those of the configuration file. Creating a link that is there already, with the same \
 settings, changes nothing.
 
 Examples:
-  standfast link create audit --source west --destination east --topic audit-log --filter 'audit.*' --filter '!audit.tmp.*'
+  standfast link create audit --source west --destination east --topic audit --group 'audit-*'
+  standfast link create shop --source west --destination east --filter 'shop.*' --filter '!shop.tmp'
   standfast link create hub --file hub.toml --dry-run";
 
 #[derive(Debug, Args)]
@@ -54,10 +55,10 @@ pub(crate) struct UpdateArgs {
 }
 
 pub(crate) const UPDATE_HELP: &str = "\
-Keys are those of [[links]] in the configuration file. Topics and groups may be given as words with commas between, filters as
+Keys are those of [[links]] in the configuration file. Topics and groups may be given as words with commas between, filters as \
 a name, a prefix followed by `*`, or '*', with `!` in front to leave out.
-Topics and filters that only add mirrors, groups, ACL filters, the rate limit and the intervals are taken over by the running
-link (LIVE); after any other change the link starts again from its logs (RESTARTED), other links go on.
+Topics and filters that only add mirrors, groups, ACL filters, the rate limit and the intervals are taken over by the running \
+link (LIVE); after any other change the link starts again from its logs (RESTARTED), other links go on. \
 A changed value wins over the file, also after a restart, until it is reset; `link describe` shows where each value is from.
 
 Examples:
@@ -81,7 +82,7 @@ pub(crate) struct DeleteArgs {
 }
 
 pub(crate) const DELETE_HELP: &str = "\
-The topics stay on the destination as they are and belong to it. A link of the configuration file stays deleted after a restart
+The topics stay on the destination as they are and belong to it. A link of the configuration file stays deleted after a restart \
 of the agent, too; remove it from the file as well (`standfast config check` reminds of it).
 
 Examples:

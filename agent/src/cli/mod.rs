@@ -56,9 +56,17 @@ Examples:
   standfast failover --yes --reason 'west is down'";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// How data is printed on stdout.
-    #[arg(long, value_enum, default_value_t = OutputFormat::Table, global = true)]
+    /// How data is printed on stdout: as a table for people, or as json for programs, whose field names are stable.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = OutputFormat::Table,
+        hide_possible_values = true,
+        value_name = "table|json",
+        global = true
+    )]
     pub(crate) output: OutputFormat,
     /// Where the agent's HTTP API listens.
     #[arg(
@@ -76,9 +84,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// For people.
     Table,
-    /// For programs; field names are stable.
     Json,
 }
 
@@ -128,8 +134,8 @@ pub(crate) struct AgentArgs {
 }
 
 const AGENT_HELP: &str = "\
-The agent never fails over by itself: an operator, or the operator's automation, runs `standfast failover`.
-SIGTERM or SIGINT stops it: a running failover is finished, then the links end. A second signal ends it at once.
+The agent never fails over by itself: an operator, or the operator's automation, runs `standfast failover`. \
+SIGTERM or SIGINT stops it: a running failover is finished, then the links end. A second signal ends it at once. \
 The log level is taken from STANDFAST_LOG (for example: info, standfast_link=debug).";
 
 #[derive(Debug, Subcommand)]
@@ -222,10 +228,10 @@ pub(crate) struct VerifyArgs {
 }
 
 const VERIFY_HELP: &str = "\
-Compares offsets, record counts, timestamps, attributes and the record bytes of every batch; nothing is decompressed.
-Of each partition the first difference is shown. Batches that cannot be the same byte for byte by design (filler in
-compacted holes, re-encoded LogAppendTime batches, transaction markers) are counted, not compared.
-A mirror that is shorter or longer than its source is no difference; the table says by how much.
+Compares offsets, record counts, timestamps, attributes and the record bytes of every batch; nothing is decompressed. \
+Of each partition the first difference is shown. Batches that cannot be the same byte for byte by design (filler in \
+compacted holes, re-encoded LogAppendTime batches, transaction markers) are counted, not compared. \
+A mirror that is shorter or longer than its source is no difference; the table says by how much. \
 Exit code 6: a difference was found.
 
 Examples:
@@ -249,8 +255,8 @@ pub(crate) struct FailoverArgs {
 }
 
 const FAILOVER_HELP: &str = "\
-Order: lock, read the fleet record, check, stop the mirrors and note their log ends, write the handoff, change the record.
-The source cluster is never waited for. If the record cannot be changed, mirroring goes on and the report says so.
+Order: lock, read the fleet record, check, stop the mirrors and note their log ends, write the handoff, change the record. \
+The source cluster is never waited for. If the record cannot be changed, mirroring goes on and the report says so. \
 Running it again is safe: what is done stays done, and `already active` ends with exit code 0.
 
 Examples:
@@ -270,8 +276,8 @@ pub(crate) struct SwitchoverArgs {
 }
 
 const SWITCHOVER_HELP: &str = "\
-Order: lock, fence (clients that use the wrapper hold their producers), wait until the source stands still and every
-mirror has lag 0, carry over group offsets, stop the mirrors, write the handoff, change the record. Nothing is lost.
+Order: lock, fence (clients that use the wrapper hold their producers), wait until the source stands still and every \
+mirror has lag 0, carry over group offsets, stop the mirrors, write the handoff, change the record. Nothing is lost. \
 If a producer goes on writing to the source, or the drain takes too long, the fence is lifted and nothing has changed.
 
 Example:

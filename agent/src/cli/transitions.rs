@@ -52,8 +52,8 @@ pub(crate) struct CreateArgs {
 }
 
 pub(crate) const CREATE_HELP: &str = "\
-Begins to mirror topics that neither the names nor the filters of the configuration take, and begins again with mirrors
-that were promoted or failed over. Before anything is written the logs are compared: a topic on the destination that is not
+Begins to mirror topics that neither the names nor the filters of the configuration take, and begins again with mirrors \
+that were promoted or failed over. Before anything is written the logs are compared: a topic on the destination that is not \
 the beginning of the source's log becomes FAILED (DIVERGED) and is left as it is.
 
 Example:
@@ -67,7 +67,7 @@ Examples:
   standfast mirror pause --pattern 'audit.*'";
 
 pub(crate) const RESUME_HELP: &str = "\
-Lets paused mirrors go on, and starts FAILED ones again from their logs. A mirror that was paused with the whole link
+Lets paused mirrors go on, and starts FAILED ones again from their logs. A mirror that was paused with the whole link \
 goes on after `standfast link resume`.
 
 Examples:
@@ -87,9 +87,9 @@ pub(crate) struct PromoteArgs {
 }
 
 pub(crate) const PROMOTE_HELP: &str = "\
-Planned: stop the producers of these topics first. Each mirror is stopped as soon as it holds all of the source's log, the log
-ends are compared on both clusters, and group offsets are carried over once more. A mirror that does not get there in time goes
-on mirroring, and the result says what was missing. A promoted topic belongs to the destination: the link never writes to it
+Planned: stop the producers of these topics first. Each mirror is stopped as soon as it holds all of the source's log, the log \
+ends are compared on both clusters, and group offsets are carried over once more. A mirror that does not get there in time goes \
+on mirroring, and the result says what was missing. A promoted topic belongs to the destination: the link never writes to it \
 again, also after a restart, until `standfast mirror create`.
 The fleet record is not changed: to move applications that follow it, use `standfast switchover`.
 
@@ -107,8 +107,8 @@ pub(crate) struct FailoverArgs {
 }
 
 pub(crate) const FAILOVER_HELP: &str = "\
-Unplanned: stops mirrors now, whether or not the source answers; the result says by how many records each partition was behind.
-The topics belong to the destination from then on, until `standfast mirror create`. Running it again is safe.
+Unplanned: stops mirrors now, whether or not the source answers; the result says by how many records each partition was behind. \
+The topics belong to the destination from then on, until `standfast mirror create`. Running it again is safe. \
 The fleet record is not changed: to move the applications of a whole fleet, use `standfast failover`.
 
 Examples:

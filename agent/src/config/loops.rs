@@ -1,4 +1,4 @@
-//! Links that would carry a topic round in a circle.
+//! Links whose filters get into each other's way: two that would write the same topic, and some that would carry a topic round in a circle.
 //!
 //! Links that follow the fleet record may point both ways: the record lets only one of them run. Those that do not follow it run always.
 
@@ -36,6 +36,21 @@ pub(super) fn back_to_the_source<'l>(
         }
     }
     None
+}
+
+/// Another link to the same destination whose filters take what this one's take too: a topic, or the beginning of its name.
+pub(super) fn same_filters<'l>(
+    links: &'l [Entry<LinkSection>],
+    link: &'l LinkSection,
+) -> Option<(&'l str, &'l str)> {
+    links
+        .iter()
+        .filter_map(|entry| entry.value.as_ref())
+        .filter(|other| other.name != link.name && other.destination == link.destination)
+        .find_map(|other| {
+            let topic = filters_shared(&link.topic_filters, &other.topic_filters)?;
+            Some((other.name.as_str(), topic))
+        })
 }
 
 /// A topic, or the beginning of its name, that both links take.

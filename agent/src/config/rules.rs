@@ -263,6 +263,15 @@ pub(super) fn check_links(
                 );
             }
         }
+        if let Some((other, topic)) = loops::same_filters(links, link) {
+            problem(
+                "topic_filters",
+                format!(
+                    "take \"{topic}\", and so do those of link \"{other}\", which writes to \"{}\" too; exclude it in one of the two",
+                    link.destination
+                ),
+            );
+        }
         if let Some((other, topic)) = loops::back_to_the_source(links, link) {
             problem(
                 "follow_fleet",

@@ -346,3 +346,41 @@ fn links_that_run_always_may_not_carry_a_topic_in_a_circle() {
     let text = problems(&(GOOD.to_owned() + round));
     assert!(text.contains("links[2].follow_fleet"), "{text}");
 }
+
+#[test]
+fn filters_of_two_links_may_not_take_the_same_topics() {
+    let filter = |name: &str, pattern: &str, kind: &str| {
+        format!(
+            "[[links.topic_filters]]\nname = \"{name}\"\npattern_type = \"{pattern}\"\nfilter_type = \"{kind}\"\n"
+        )
+    };
+    let two = |first: &str, second: &str| {
+        GOOD.to_owned()
+            + first
+            + "[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"north-to-east\"\nsource = \"north\"\ndestination = \"east\"\n"
+            + second
+    };
+    let shop = filter("shop.", "PREFIXED", "INCLUDE");
+    for taken in [
+        filter("*", "LITERAL", "INCLUDE"),
+        filter("shop.eu.", "PREFIXED", "INCLUDE"),
+        filter("shop.eu", "LITERAL", "INCLUDE"),
+        filter("sh", "PREFIXED", "INCLUDE"),
+    ] {
+        // `*` takes the named topic as well, which is told first.
+        let text = problems(&two(&shop, &taken));
+        assert!(
+            text.contains("topic_filters: take") && text.contains("west-to-east"),
+            "{text}"
+        );
+    }
+    let spared = filter("sh", "PREFIXED", "INCLUDE") + &filter("shop.", "PREFIXED", "EXCLUDE");
+    assert!(parse("agent.toml", &two(&shop, &spared)).is_ok());
+    assert!(
+        parse(
+            "agent.toml",
+            &two(&shop, &filter("north.", "PREFIXED", "INCLUDE"))
+        )
+        .is_ok()
+    );
+}

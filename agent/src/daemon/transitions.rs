@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use standfast_link::{LinkHandle, MirrorChange, Transition, TransitionErrorCode, Wanted};
+use standfast_link::{
+    LinkHandle, MirrorChange, Transition, TransitionErrorCode, Wanted, admits_topic,
+};
 
 use super::link::{LinkControl, Phase};
 use super::mirrors::{LinkSet, mirrors_of};
@@ -30,6 +32,9 @@ impl LinkSet {
     ) -> Result<MirrorChanges, ErrorBody> {
         let control = self.the_link(request.link.as_deref())?;
         let names = select(&control, transition, &request)?;
+        if transition == Transition::Create {
+            self.no_other_link(&control, &names)?;
+        }
         let timeout = timeout(request.timeout_ms, transition);
         let dry_run = request.dry_run;
         // A task of its own: the caller may hang up, the change goes on to its end.
@@ -71,6 +76,30 @@ impl LinkSet {
             })?;
         }
         Ok(super::mirrors::link_of(&control))
+    }
+
+    /// Two links that write the same topic would spoil it.
+    fn no_other_link(&self, control: &LinkControl, names: &[String]) -> Result<(), ErrorBody> {
+        let section = control.section();
+        for other in self.links().iter() {
+            let theirs = other.section();
+            if theirs.name == section.name || theirs.destination != section.destination {
+                continue;
+            }
+            let taken = |topic: &&String| {
+                theirs.topics.contains(topic) || admits_topic(&theirs.topic_filters, topic)
+            };
+            let mirrored = other.topics_in_operation();
+            let found = names.iter().find(|n| taken(n) || mirrored.contains(n));
+            if let Some(topic) = found {
+                let text = format!(
+                    "\"{topic}\" is already written to {} by link \"{}\"",
+                    section.destination, theirs.name
+                );
+                return Err(error(ErrorCode::BadRequest, text));
+            }
+        }
+        Ok(())
     }
 
     fn the_link(&self, name: Option<&str>) -> Result<LinkControl, ErrorBody> {

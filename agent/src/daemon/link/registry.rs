@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde_json::Value;
 use standfast_discovery::{ClusterEntry, ClusterName, FleetWatchHandle};
-use standfast_link::Transition;
+use standfast_link::{Transition, admits_topic};
 use standfast_secrets::SecretsHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -232,7 +232,9 @@ impl Registry {
         }
         let runtime = self.runtime.with_created(&name, settings);
         let entry = self.resolved(&runtime, &name)?;
+        self.no_other_mirrors(&entry)?;
         let mut change = LinkChange::new(&name, LinkAction::Created, dry_run);
+        change.warnings.extend(self.writes_into_the_active(&entry));
         change.configs = edit::differences(&Settings::new(), &entry.settings);
         change.mirrors_added.clone_from(&entry.section.topics);
         if dry_run {
@@ -261,7 +263,11 @@ impl Registry {
             .map_err(|text| refuse(ErrorCode::BadRequest, format!("link \"{name}\": {text}")))?;
         let runtime = self.runtime.with_settings(before, settings);
         let entry = self.resolved(&runtime, &name)?;
+        self.no_other_mirrors(&entry)?;
         let mut change = LinkChange::new(&name, LinkAction::Updated, dry_run);
+        if control.section().follow_fleet {
+            change.warnings.extend(self.writes_into_the_active(&entry));
+        }
         change.configs = edit::differences(&before.settings, &entry.settings);
         let after = control.with_entry(Arc::new(entry.clone()));
         edit::mirrors(&control.mirror_names(), &after.mirror_names(), &mut change);
@@ -360,6 +366,43 @@ impl Registry {
             return Vec::new();
         }
         control.topics_in_operation()
+    }
+
+    /// What the rules do not see: mirrors that another link to the same destination was told to create.
+    fn no_other_mirrors(&self, entry: &LinkEntry) -> Result<(), ErrorBody> {
+        let section = &entry.section;
+        let links = self.links.borrow();
+        let others = links.iter().filter(|other| {
+            let theirs = other.section();
+            theirs.name != section.name && theirs.destination == section.destination
+        });
+        for other in others {
+            let taken = |topic: &String| {
+                section.topics.contains(topic) || admits_topic(&section.topic_filters, topic)
+            };
+            if let Some(topic) = other.topics_in_operation().into_iter().find(taken) {
+                let text = format!(
+                    "link \"{}\": topics: \"{topic}\" is already written to \"{}\" by link \"{}\"; exclude it, or stop that mirror first",
+                    section.name,
+                    section.destination,
+                    other.section().name
+                );
+                return Err(refuse(ErrorCode::BadRequest, text));
+            }
+        }
+        Ok(())
+    }
+
+    fn writes_into_the_active(&self, entry: &LinkEntry) -> Option<String> {
+        let section = &entry.section;
+        let record = self.parts.fleet.borrow().record?;
+        let active = !section.follow_fleet && record.active == section.destination;
+        active.then(|| {
+            format!(
+                "{} is the active cluster, and this link writes to it all the same; no application may write to its topics there",
+                section.destination
+            )
+        })
     }
 
     /// The link as it would be, if all links together pass the rules.

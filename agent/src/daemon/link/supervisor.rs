@@ -318,9 +318,9 @@ impl LinkSupervisor {
         }
         self.settle().await;
         Ok(match (live, &self.running) {
-            (true, _) => Applied::Live,
-            (_, Some(_)) => Applied::Restarted,
             (_, None) => Applied::NotRunning,
+            (true, _) => Applied::Live,
+            (false, _) => Applied::Restarted,
         })
     }
 
