@@ -7,6 +7,7 @@ use standfast::Fleet;
 use standfast::discovery::DiscoveryOptions;
 use standfast_tests::agent::{Agent, AgentConfig};
 use standfast_tests::application::{Application, counted, lost_and_duplicated};
+use standfast_tests::wait;
 
 use crate::shared_pair;
 
@@ -29,6 +30,11 @@ fn a_switchover_under_load_loses_and_repeats_nothing() {
     let fleet = Fleet::builder("payments").discovery(DiscoveryOptions::file(discovery));
     let mut application = Application::start(fleet, TOPIC);
     application.wait_progress("the application works on west", 3_000, SOON);
+    wait::until_true("the copy is under way", SOON, || {
+        pair.east
+            .log_end_offsets(TOPIC)
+            .is_ok_and(|ends| ends.iter().all(|&end| end > 100))
+    });
 
     let report = agent.json(&["switchover", "--yes", "--reason", "maintenance"]);
     assert_eq!(report["outcome"], "FLIPPED", "{report}");

@@ -25,7 +25,6 @@ const COMMON: &[(&str, &str)] = &[
 ];
 
 const PRODUCER: &[(&str, &str)] = &[
-    ("enable.idempotence", "true"),
     // Bounds the copy inside librdkafka; the rest waits in the wrapper's own log.
     ("queue.buffering.max.kbytes", "65536"),
     // Java's partitioner, so that a key has the same partition whoever writes it, on every cluster.
@@ -34,6 +33,8 @@ const PRODUCER: &[(&str, &str)] = &[
 
 /// What the wrapper sets on producers, whatever the application asked for.
 const PRODUCER_FIXED: &[(&str, &str)] = &[
+    // No duplicates within a cluster, and no reordering: a producer's sequence never goes down in a partition.
+    ("enable.idempotence", "true"),
     // librdkafka never gives a record up: order would be lost when a later one gets through. The wrapper's log
     // decides, and a flip takes every record back.
     ("message.timeout.ms", "0"),
@@ -56,6 +57,37 @@ const CONSUMER_FIXED: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
     // The wrapper looks offsets up itself; librdkafka must never jump silently.
     ("auto.offset.reset", "error"),
+];
+
+/// Of the client that looks at a standby's logs.
+const STANDBY: &[(&str, &str)] = &[
+    ("socket.timeout.ms", "10000"),
+    // Only a few records are ever read, to compare them; a link between regions is not to be filled with more.
+    ("queued.max.messages.kbytes", "1024"),
+    ("fetch.message.max.bytes", "65536"),
+    ("fetch.wait.max.ms", "100"),
+];
+
+const STANDBY_FIXED: &[(&str, &str)] = &[
+    // The high watermark is asked for, not the last stable offset.
+    ("isolation.level", "read_uncommitted"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.auto.commit", "false"),
+    ("auto.offset.reset", "error"),
+];
+
+/// How the group is called under which records of a standby are read; it is never joined and commits nothing.
+const STANDBY_GROUP: &str = "standfast-standby";
+
+/// Beginnings of the properties that say how to get through to a cluster, whatever for.
+const CONNECTION: &[&str] = &[
+    "ssl.",
+    "enable.ssl",
+    "sasl.",
+    "enable.sasl",
+    "socket.",
+    "broker.address",
+    "client.dns",
 ];
 
 const FIXED: &[(&str, &str)] = &[
@@ -132,6 +164,10 @@ const REFUSED: &[(&str, &str)] = &[
         "enable.partition.eof",
         "the wrapper serves librdkafka's events itself",
     ),
+    (
+        "enable.idempotence",
+        "always on: consumers know a record that comes again by its number, which must never go down in a partition",
+    ),
     ("log.queue", BY_CALLBACK),
     ("opaque", BY_CALLBACK),
     ("statistics.interval.ms", "use Fleet::snapshot()"),
@@ -141,7 +177,13 @@ const REFUSED: &[(&str, &str)] = &[
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Role {
     Producer,
-    Consumer { group: String },
+    Consumer {
+        group: String,
+    },
+    /// Asks for log ends.
+    StandbyEnds,
+    /// Reads single records.
+    StandbyRecords,
 }
 
 /// Refuses a property that the wrapper needs for itself.
@@ -188,6 +230,7 @@ fn base(role: &Role, properties: &Properties) -> ClientConfig {
     let (defaults, fixed) = match role {
         Role::Producer => (PRODUCER, PRODUCER_FIXED),
         Role::Consumer { .. } => (CONSUMER, CONSUMER_FIXED),
+        Role::StandbyEnds | Role::StandbyRecords => (STANDBY, STANDBY_FIXED),
     };
     let mut config = ClientConfig::new();
     for (name, value) in COMMON.iter().chain(defaults) {
@@ -199,10 +242,26 @@ fn base(role: &Role, properties: &Properties) -> ClientConfig {
     for (name, value) in FIXED.iter().chain(fixed) {
         config.set(*name, *value);
     }
-    if let Role::Consumer { group } = role {
-        config.set("group.id", group);
+    match role {
+        Role::Consumer { group } => {
+            config.set("group.id", group);
+        }
+        Role::StandbyRecords => {
+            config.set("group.id", STANDBY_GROUP);
+        }
+        Role::Producer | Role::StandbyEnds => {}
     }
     config
+}
+
+/// Those of an application's properties that other clients to the fleet's clusters need too.
+pub(crate) fn connection_only(properties: &Properties) -> Properties {
+    let concerns = |name: &str| CONNECTION.iter().any(|start| name.starts_with(start));
+    properties
+        .iter()
+        .filter(|(name, _)| concerns(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 fn apply_security(config: &mut ClientConfig, target: &Target) -> Result<()> {

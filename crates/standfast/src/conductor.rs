@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use standfast_discovery::{
-    ClusterEntry, Discovery, Epoch, FleetRecord, FleetWatchHandle, Handoff, SecurityProtocol,
-    ViewSource,
+    ClusterEntry, ClusterName, Discovery, Epoch, FleetRecord, FleetWatchHandle, Handoff,
+    SecurityProtocol, ViewSource,
 };
 use standfast_secrets::{Credentials, SecretPath, SecretsHandle};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::event::FleetEvent;
 use crate::fleet::FleetShared;
-use crate::target::{Handoffs, Target};
+use crate::target::{Handoffs, Standby, Target};
 
 /// Handoffs that are kept and, after a gap in the epochs, read: a client that missed more flips asks the log.
 const MAX_HANDOFFS: u64 = 16;
@@ -119,19 +119,22 @@ impl Conductor {
     /// Reads the handoffs of all epochs after `seen`, in the background: a flip must not wait for it.
     fn read_handoffs(&mut self, seen: Epoch, record: &FleetRecord) {
         let first = (seen.0 + 1).max(record.epoch.0.saturating_sub(MAX_HANDOFFS - 1));
-        if record.epoch.0 == 0 || (first == record.epoch.0 && record.handoff.is_none()) {
+        // A fence and its lifting keep the key of the last flip's handoff.
+        let named = record.handoff.as_deref().and_then(epoch_of_key);
+        let named_is_new = record.handoff.is_some() && named.is_none_or(|named| named.0 >= first);
+        if record.epoch.0 == 0 || (first == record.epoch.0 && !named_is_new) {
             return;
         }
         let (discovery, fleet) = (self.discovery.clone(), record_fleet(&self.fleet));
         let Some(fleet) = fleet else { return };
         let last = record.epoch;
-        let last_is_named = record.handoff.is_some();
+        let named = named_is_new.then_some(named.unwrap_or(last));
         self.handoffs.pending = true;
         self.reads.spawn(async move {
             let mut found = Vec::new();
             for epoch in (first..=last.0).map(Epoch) {
-                // Only the newest is known to exist; epochs between may have been a fence or an edit.
-                let attempts = if epoch == last && last_is_named { HANDOFF_ATTEMPTS } else { 1 };
+                // Only the one that is named is known to exist; epochs between may have been a fence or an edit.
+                let attempts = if Some(epoch) == named { HANDOFF_ATTEMPTS } else { 1 };
                 for attempt in 1..=attempts {
                     let read = tokio::time::timeout(HANDOFF_READ_TIMEOUT, discovery.read_handoff(&fleet, epoch)).await;
                     match read {
@@ -226,6 +229,7 @@ impl Conductor {
             credentials,
             handoffs: self.handoffs.clone(),
             since,
+            standbys: Arc::new(self.standbys(record, since)),
         })));
         if is_flip {
             let from = old.as_ref().map(|old| old.cluster.clone());
@@ -250,6 +254,29 @@ impl Conductor {
         }
     }
 
+    /// The other clusters, each with the credentials that are known.
+    fn standbys(&self, record: &FleetRecord, since: Instant) -> Vec<Standby> {
+        let others = record
+            .clusters
+            .iter()
+            .filter(|(name, _)| **name != record.active);
+        let standby = |(name, entry): (&ClusterName, &ClusterEntry)| {
+            let secret = entry.secret.as_deref();
+            let path = secret.and_then(|secret| SecretPath::new(secret).ok());
+            Standby(Arc::new(Target {
+                epoch: record.epoch,
+                state: record.state,
+                cluster: name.clone(),
+                entry: entry.clone(),
+                credentials: path.and_then(|path| self.secrets.get(&path)),
+                handoffs: Handoffs::default(),
+                since,
+                standbys: Arc::default(),
+            }))
+        };
+        others.map(standby).collect()
+    }
+
     fn report_source(&mut self, fleet: &FleetShared, source: ViewSource, error: Option<&str>) {
         let is_lost = matches!(source, ViewSource::Stale { .. });
         if is_lost == self.is_lost {
@@ -265,6 +292,11 @@ impl Conductor {
             fleet.emit(FleetEvent::DiscoveryBack);
         }
     }
+}
+
+/// The epoch at the end of a handoff's key.
+fn epoch_of_key(key: &str) -> Option<Epoch> {
+    key.rsplit('/').next()?.parse().ok().map(Epoch)
 }
 
 fn record_fleet(fleet: &Weak<FleetShared>) -> Option<standfast_discovery::FleetName> {

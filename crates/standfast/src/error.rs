@@ -51,6 +51,18 @@ pub enum Error {
         /// Records that wait for an acknowledgement.
         unresolved: usize,
     },
+    /// The replay buffer is full: so many acknowledged records are not known to be on a standby yet that no further one
+    /// can be protected. Only with [`Overflow::Fail`](crate::Overflow::Fail).
+    #[error(
+        "the record cannot be protected: {kept_bytes} of {limit} bytes of sent records wait for a standby to hold them; is \
+         the mirror running, and may this client read the topic there?"
+    )]
+    Unprotected {
+        /// Bytes of acknowledged records that are kept.
+        kept_bytes: usize,
+        /// The bound of the replay buffer.
+        limit: usize,
+    },
     /// The active cluster, or librdkafka before it, refused this record for good.
     #[error("cluster {cluster} refused a record for topic {topic:?}: {reason}")]
     Refused {

@@ -62,7 +62,8 @@ pub enum FleetEvent {
         /// The cluster id that the brokers gave.
         found: String,
     },
-    /// Unacknowledged records were handed to the new client, in order and ahead of new ones.
+    /// Records were handed to the new client again, in order and ahead of new ones: those that the old cluster had not
+    /// acknowledged, and those that it had and that the new one does not hold.
     Resent {
         /// The producer.
         client: ClientName,
@@ -70,6 +71,29 @@ pub enum FleetEvent {
         epoch: Epoch,
         /// How many.
         records: usize,
+        /// How many of them the old cluster had acknowledged.
+        acknowledged: usize,
+    },
+    /// Acknowledged records had to be let go before any standby was known to hold them: the producer's replay buffer is
+    /// full, or they were too old. If the active cluster is lost before its mirror has them, they are lost with it.
+    Unprotected {
+        /// The producer.
+        client: ClientName,
+        /// How many since the last such event.
+        records: u64,
+    },
+    /// It cannot be seen whether a standby holds what was acknowledged: it does not answer, the topic may not be read
+    /// there, or its log is not a mirror of the active cluster's. Acknowledged records are kept meanwhile, within the bound.
+    StandbyUnproven {
+        /// The standby.
+        cluster: ClusterName,
+        /// What was found, and what to do.
+        reason: String,
+    },
+    /// A standby is seen to hold what is acknowledged again.
+    StandbyProven {
+        /// The standby.
+        cluster: ClusterName,
     },
     /// A consumer starts reading a partition.
     PartitionStarted {

@@ -14,7 +14,8 @@ use crate::config::FleetOptions;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, EVENT_BUFFER, FleetEvent};
-use crate::producer::ProducerBuilder;
+use crate::producer::{ProducerBuilder, ProducerShared};
+use crate::standby::StandbyWatch;
 use crate::stats::{Counters, Stats};
 use crate::target::Target;
 
@@ -36,6 +37,7 @@ pub(crate) struct FleetShared {
     pub(crate) targets: watch::Receiver<Option<Arc<Target>>>,
     pub(crate) counters: Counters,
     pub(crate) events: broadcast::Sender<FleetEvent>,
+    standbys: StandbyWatch,
     view: FleetWatchHandle,
     client_number: AtomicU64,
     shutdown: CancellationToken,
@@ -95,6 +97,11 @@ impl FleetShared {
     pub(crate) fn emit(&self, event: FleetEvent) {
         // No subscriber is no fault.
         let _ = self.events.send(event);
+    }
+
+    /// Lets a producer know what the standbys hold.
+    pub(crate) fn watch_standbys(&self, producer: &Arc<ProducerShared>) {
+        self.standbys.add(producer);
     }
 
     pub(crate) fn client_name(&self, kind: &str) -> ClientName {
@@ -172,6 +179,7 @@ impl FleetBuilder {
             name: name.clone(),
             targets: targets.clone(),
             counters: Counters::default(),
+            standbys: StandbyWatch::new(targets.clone(), events.clone(), shutdown.clone()),
             events,
             view: view.clone(),
             client_number: AtomicU64::new(0),

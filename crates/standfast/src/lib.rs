@@ -27,18 +27,22 @@
 //!
 //! - A new client is made and asked for its cluster's id. If that is not the one in the record, the client is not used.
 //! - [`FailoverProducer`]: what is unacknowledged is sent to the new cluster in the order in which it was given, ahead of
-//!   new records. A send resolves only by an acknowledgement of the cluster that is active now.
+//!   new records. So is what the old one had acknowledged and the new one does not hold: mirroring is asynchronous. A send
+//!   resolves only by an acknowledgement of the cluster that is active now.
 //! - [`FailoverConsumer`]: mirrored logs have the same offsets, so it goes on at its own position, or at the *handoff*
-//!   offset (up to there the new cluster has the old one's log) if it had read further.
+//!   offset (up to there the new cluster has the old one's log) if it had read further. What comes again is left out.
 //! - The old client is taken down in the background. Nothing waits for a cluster that may be gone.
 //! - Discovery or Vault gone: everything goes on with what is known ([`FleetEvent::DiscoveryLost`]).
 //!
-//! # What is promised, and what is not yet
+//! # What is promised, and what is not
 //!
-//! Records are delivered at least once. A record that a cluster stored without its acknowledgement getting through is
-//! sent again and then stands in the log twice, with the same [`RecordId`]; the consumer does not drop the second one yet.
-//! Records that were acknowledged by the old cluster and had not been mirrored when it was lost are not sent again yet:
-//! they are the recovery point (RPO) that the agent's failover report gives. Transactions across clusters are not possible.
+//! - A producer that survives loses nothing with a cluster, within the bound of [`ProducerBuilder::replay_bytes`]; what
+//!   went over it is counted ([`Stats::records_unprotected`]). A producer that dies with the cluster takes along what it kept.
+//! - A record stands in the log once, or twice with the same [`RecordId`] if a cluster stored it without its acknowledgement
+//!   getting through. [`FailoverConsumer`] hands it out once, other consumers see both.
+//! - Between failovers consumers are as Kafka's: what was not acknowledged is read again after a crash or a rebalance.
+//! - A record with neither key nor partition that was in flight at a flip may be stored in two partitions; that is not noticed.
+//! - Transactions across clusters are not possible.
 //!
 //! # Configuration
 //!
@@ -56,7 +60,7 @@
 //!
 //! | Property | Value | Why |
 //! |---|---|---|
-//! | `enable.idempotence` | `true` | no duplicates and no reordering within a cluster |
+//! | `enable.idempotence` (fixed) | `true` | no duplicates and no reordering within a cluster |
 //! | `partitioner` | `murmur2_random` | as Java: a key has the same partition whoever writes it |
 //! | `message.timeout.ms` (fixed) | `0` | librdkafka never gives a record up, the wrapper decides |
 //! | `metadata.recovery.strategy` (fixed) | `none` | a client must not look for another cluster by itself |
@@ -83,6 +87,7 @@ mod fleet;
 mod producer;
 mod reaper;
 mod record;
+mod standby;
 mod stats;
 mod target;
 
@@ -98,7 +103,8 @@ pub use error::{Error, Result};
 pub use event::{ClientName, EVENT_BUFFER, FleetEvent, StartReason};
 pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder};
 pub use producer::{
-    DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DeliveryFuture, FailoverProducer, ProducerBuilder,
+    DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES,
+    DeliveryFuture, FailoverProducer, Overflow, ProducerBuilder,
 };
 pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
 pub use stats::Stats;

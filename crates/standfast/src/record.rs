@@ -117,7 +117,7 @@ impl Record {
     /// The headers as librdkafka wants them, with the id in front.
     pub(crate) fn kafka_headers(&self, id: RecordId) -> OwnedHeaders {
         let own = self.headers.iter().filter(|h| h.key != ID_HEADER);
-        let id = id.to_bytes();
+        let id = id.to_bytes(&self.topic);
         let mut headers =
             OwnedHeaders::new_with_capacity(self.headers.len() + 1).insert(KafkaHeader {
                 key: ID_HEADER,
@@ -145,8 +145,12 @@ pub struct Header {
 /// Identity of a record over all clusters: which producer sent it, as its how-manieth. A record that is sent again
 /// after a failover keeps it.
 ///
-/// On the wire (header [`ID_HEADER`]) it is 24 bytes: the producer instance (a random UUID, 16 bytes) and the sequence
-/// (8 bytes, big endian).
+/// In one partition of one topic a producer's sequences only grow, but for records that are sent again: they repeat what is
+/// there. So a consumer knows a repetition by the highest sequence that it has seen.
+///
+/// On the wire (header [`ID_HEADER`]) it is 28 bytes: the producer instance (a random UUID, 16 bytes), the sequence
+/// (8 bytes, big endian), and the FNV-1a hash of the topic's name (4 bytes, big endian): a program that copies records with
+/// their headers into another topic does not copy the id's meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordId {
     /// The producer instance: new for every [`FailoverProducer`](crate::FailoverProducer).
@@ -157,25 +161,36 @@ pub struct RecordId {
 
 impl RecordId {
     /// Length on the wire, in bytes.
-    pub const LEN: usize = 24;
+    pub const LEN: usize = 28;
 
-    /// The wire form.
-    pub fn to_bytes(self) -> [u8; Self::LEN] {
+    /// The wire form of a record's id in `topic`.
+    pub fn to_bytes(self, topic: &str) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..16].copy_from_slice(self.producer.as_bytes());
-        bytes[16..].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[24..].copy_from_slice(&fnv1a(topic).to_be_bytes());
         bytes
     }
 
-    /// Reads the wire form; `None` for any other length.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (producer, sequence) = bytes.split_first_chunk::<16>()?;
-        let sequence: &[u8; 8] = sequence.try_into().ok()?;
+    /// Reads the wire form; `None` for any other length, and for an id that was given in another topic.
+    pub fn from_bytes(topic: &str, bytes: &[u8]) -> Option<Self> {
+        let (producer, rest) = bytes.split_first_chunk::<16>()?;
+        let (sequence, hash) = rest.split_first_chunk::<8>()?;
+        if hash != fnv1a(topic).to_be_bytes() {
+            return None;
+        }
         Some(Self {
             producer: Uuid::from_bytes(*producer),
             sequence: u64::from_be_bytes(*sequence),
         })
     }
+}
+
+/// FNV-1a, 32 bits.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 impl fmt::Display for RecordId {
@@ -212,9 +227,12 @@ mod tests {
             producer: Uuid::new_v4(),
             sequence: u64::MAX - 3,
         };
-        assert_eq!(RecordId::from_bytes(&id.to_bytes()), Some(id));
-        assert_eq!(RecordId::from_bytes(&id.to_bytes()[..23]), None);
-        assert_eq!(RecordId::from_bytes(b""), None);
+        let bytes = id.to_bytes("orders");
+        assert_eq!(RecordId::from_bytes("orders", &bytes), Some(id));
+        assert_eq!(RecordId::from_bytes("other", &bytes), None, "a copy");
+        assert_eq!(RecordId::from_bytes("orders", &bytes[..27]), None);
+        assert_eq!(RecordId::from_bytes("orders", b""), None);
+        assert_eq!(fnv1a("a"), 0xe40c_292c, "the published test vector");
     }
 
     #[test]
@@ -231,6 +249,6 @@ mod tests {
         let headers = record.kafka_headers(id);
         let keys: Vec<_> = headers.iter().map(|h| h.key.to_owned()).collect();
         assert_eq!(keys, [ID_HEADER, "a", "a"]);
-        assert_eq!(headers.get(0).value, Some(id.to_bytes().as_slice()));
+        assert_eq!(headers.get(0).value, Some(id.to_bytes("t").as_slice()));
     }
 }

@@ -43,6 +43,16 @@ counters! {
     records_refused,
     /// Records handed to librdkafka again after a flip or a rebuilt client.
     records_resent,
+    /// Of those, records that the old cluster had acknowledged and that the new one did not hold.
+    records_replayed,
+    /// Records that the new cluster refused although the old one had acknowledged them.
+    replays_refused,
+    /// Acknowledged records that are kept now, because no standby is known to hold them yet.
+    records_kept,
+    /// Bytes of them.
+    bytes_kept,
+    /// Acknowledged records that were let go before a standby was known to hold them.
+    records_unprotected,
     /// Acknowledgements that came from a cluster after it had ceased to be the active one; they do not count.
     late_acknowledgements,
     /// Records that wait for an acknowledgement now.
@@ -51,6 +61,8 @@ counters! {
     records_consumed,
     /// Filler records of the link that were not shown to the application.
     filler_hidden,
+    /// Records that came again, after a failover, and were not handed out a second time.
+    records_repeated,
     /// Records read ahead and thrown away because the partition had moved to another cluster or member.
     records_discarded,
     /// Acks that did not count, because the record does not exist on the present cluster or the partition has gone.

@@ -22,9 +22,22 @@ pub(crate) struct Target {
     pub(crate) handoffs: Handoffs,
     /// When discovery first named this cluster.
     pub(crate) since: Instant,
+    /// The fleet's other clusters.
+    pub(crate) standbys: Arc<Vec<Standby>>,
 }
 
+/// A cluster of the fleet that is not the active one: as a target that has no flips.
+#[derive(Debug, Clone)]
+pub(crate) struct Standby(pub(crate) Arc<Target>);
+
 impl Target {
+    pub(crate) fn standby_names(&self) -> Vec<ClusterName> {
+        self.standbys
+            .iter()
+            .map(|standby| standby.0.cluster.clone())
+            .collect()
+    }
+
     pub(crate) fn sasl_mechanism(&self) -> &str {
         let of_secret = self
             .credentials

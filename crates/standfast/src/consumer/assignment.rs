@@ -11,7 +11,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::ConsumerShared;
 use super::context::WorkerContext;
 use super::partition::Partition;
-use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch};
+use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch, labelled_window};
+use super::window::{MAX_TEXT, Window};
 use crate::event::{FleetEvent, StartReason};
 use crate::ffi::{self, CommitQueue};
 use crate::stats::add;
@@ -35,6 +36,8 @@ pub(super) struct Assignment {
     commits: Option<CommitQueue>,
     /// Commits that were not answered yet.
     unanswered: usize,
+    /// By how much the windows are shorter than usual, because the broker takes less metadata.
+    window_cut: usize,
 }
 
 #[derive(Debug)]
@@ -135,17 +138,18 @@ impl Assignment {
         if !context.shared.is_current(context.source.generation) {
             return;
         }
-        let metadata = label(context.shared.epoch());
+        let epoch = context.shared.epoch();
+        let limit = MAX_TEXT.saturating_sub(self.window_cut);
         let mut offsets = TopicPartitionList::new();
         for (topic, numbers) in &mut self.running {
             for (number, running) in numbers {
-                let point = running.partition.commit_point();
-                if point <= running.committed {
+                let Some((point, seen)) = running.partition.commit_after(running.committed, limit)
+                else {
                     continue;
-                }
+                };
                 let mut entry = offsets.add_partition(topic, *number);
                 if entry.set_offset(Offset::Offset(point)).is_ok() {
-                    entry.set_metadata(&metadata);
+                    entry.set_metadata(label(epoch, &seen));
                     running.committed = point;
                 }
             }
@@ -183,6 +187,16 @@ impl Assignment {
 
     fn commit_failed(&mut self, context: &WorkerContext, error: RDKafkaErrorCode) {
         add(&context.shared.fleet.counters.commits_failed, 1);
+        if error == RDKafkaErrorCode::OffsetMetadataTooLarge {
+            // Half as much as before, down to nothing.
+            self.window_cut += (MAX_TEXT - self.window_cut).div_ceil(2);
+            tracing::warn!(
+                client = context.log.client.as_str(),
+                bytes = MAX_TEXT - self.window_cut,
+                "the broker takes less metadata with a commit (offset.metadata.max.bytes): fewer repetitions will be known \
+                 after a restart"
+            );
+        }
         let error = KafkaError::ConsumerCommit(error);
         context.log.error(
             &error,
@@ -310,10 +324,11 @@ impl Assignment {
         };
         let mut started = Vec::new();
         for (key, mut held) in std::mem::take(&mut self.held) {
-            let committed = committed.remove(&key);
-            match held.find_start(consumer, &target, &key, committed) {
+            let known = committed.remove(&key);
+            let at = known.as_ref().map(|(committed, _)| *committed);
+            match held.find_start(consumer, &target, &key, at) {
                 Ok((offset, reason)) => {
-                    self.start(context, &key, held, offset, reason, committed);
+                    self.start(context, &key, held, offset, reason, known);
                     started.push(key);
                 }
                 Err(reason) => {
@@ -332,12 +347,14 @@ impl Assignment {
         held: Held,
         offset: i64,
         reason: StartReason,
-        committed: Option<Committed>,
+        known: Option<(Committed, Window)>,
     ) {
         let (topic, number) = key;
+        let (committed, window) = known.unzip();
+        let window = window.unwrap_or_default();
         let partition = match held.carried {
-            Some(carried) => carried.partition.succeed(offset),
-            None => Partition::new(topic.as_str().into(), *number, offset),
+            Some(carried) => carried.partition.succeed(offset, &window),
+            None => Partition::new(topic.as_str().into(), *number, offset, window),
         };
         let client = context.log.client.clone();
         tracing::info!(
@@ -374,7 +391,7 @@ impl Assignment {
     fn fetch_committed(
         &self,
         consumer: &BaseConsumer<WorkerContext>,
-    ) -> Result<HashMap<Key, Committed>, String> {
+    ) -> Result<HashMap<Key, (Committed, Window)>, String> {
         if self.held.is_empty() {
             return Ok(HashMap::new());
         }
@@ -394,7 +411,8 @@ impl Assignment {
                 offset: entry.offset?,
                 epoch: labelled_epoch(&entry.metadata),
             };
-            Some(((entry.topic, entry.partition), committed))
+            let window = labelled_window(&entry.metadata);
+            Some(((entry.topic, entry.partition), (committed, window)))
         });
         Ok(known.collect())
     }

@@ -44,8 +44,8 @@ impl Message {
         let id = headers
             .iter()
             .find(|header| header.key == ID_HEADER)
-            .and_then(|header| RecordId::from_bytes(header.value.as_deref()?));
-        if id.is_some() && !show_id_header {
+            .and_then(|header| RecordId::from_bytes(&partition.topic, header.value.as_deref()?));
+        if !show_id_header {
             headers.retain(|header| header.key != ID_HEADER);
         }
         let timestamp_ms = match message.timestamp() {

@@ -5,8 +5,10 @@ mod context;
 mod driver;
 mod mailbox;
 mod message;
+mod orphans;
 mod partition;
 mod start;
+mod window;
 mod worker;
 
 use std::collections::{HashMap, VecDeque};
@@ -62,6 +64,7 @@ pub struct ConsumerBuilder {
     read_ahead_bytes: usize,
     show_id_header: bool,
     show_filler: bool,
+    leave_out_repeated: bool,
 }
 
 impl ConsumerBuilder {
@@ -76,6 +79,7 @@ impl ConsumerBuilder {
             read_ahead_bytes: DEFAULT_READ_AHEAD_BYTES,
             show_id_header: false,
             show_filler: false,
+            leave_out_repeated: true,
         }
     }
 
@@ -119,6 +123,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Whether records that come again, known by their [`RecordId`](crate::RecordId), are left out; default true. Turn it
+    /// off where something other than the wrapper writes records with their headers into the topic that they came from.
+    pub fn leave_out_repeated(mut self, leave_out: bool) -> Self {
+        self.leave_out_repeated = leave_out;
+        self
+    }
+
     /// Starts reading. It does not wait for the cluster.
     ///
     /// # Errors
@@ -148,6 +159,7 @@ impl ConsumerBuilder {
             commit_interval: self.commit_interval,
             show_id_header: self.show_id_header,
             show_filler: self.show_filler,
+            leave_out_repeated: self.leave_out_repeated,
             mailbox: Mailbox::new(self.read_ahead_records, self.read_ahead_bytes),
             table: Mutex::new(Table::default()),
             blocked: AtomicBool::new(false),
@@ -169,6 +181,12 @@ impl ConsumerBuilder {
 /// Records come at least once: those that were not acknowledged are read again after a crash or when a partition
 /// moves to another member. Across a failover this consumer goes on exactly where it was, at the same offset on the
 /// new cluster, or at the handoff offset if it had read further than the mirror.
+///
+/// **Across a failover each record comes once.** What the wrapper's producers send again is known by its
+/// [`RecordId`](crate::RecordId) and left out, also when the first one came from the lost cluster. What is known goes with
+/// the group's offsets (in the metadata of the commits), so it holds after a restart and when the partition moves to another
+/// member. If the application still has the first one when the second comes, its acknowledgement counts for both. Records
+/// of other producers are not touched.
 ///
 /// Dropping it commits what was acknowledged and leaves the group, in the background; [`close`](Self::close) waits for it.
 #[derive(Debug)]
@@ -194,7 +212,7 @@ impl FailoverConsumer {
     /// the commit interval.
     ///
     /// After a failover the acknowledgement of a record from the old cluster counts if the new one holds the record
-    /// (its offset is below the handoff). Otherwise it is ignored and counted in [`Stats`](crate::Stats::acks_ignored).
+    /// (its offset is below the handoff), or if its producer is on the wrapper and sends it again. Otherwise it is ignored and counted in [`Stats`](crate::Stats::acks_ignored).
     ///
     /// # Errors
     /// [`Error::Closed`] after [`close`](Self::close).
@@ -266,10 +284,21 @@ impl FailoverConsumer {
                     }
                     Item::Record { partition, message } => (partition, message),
                 };
-                match partition.hand_out(message.offset, message.source.generation) {
+                let id = message.id().filter(|_| self.shared.leave_out_repeated);
+                match partition.hand_out(message.offset, message.source.generation, id) {
                     HandOut::Yes => {
                         add(&counters.records_consumed, 1);
                         return Poll::Ready(Some(Ok(message)));
+                    }
+                    HandOut::Repeated => {
+                        tracing::debug!(
+                            topic = message.topic(),
+                            partition = message.partition(),
+                            offset = message.offset,
+                            ?id,
+                            "a record that came again is left out"
+                        );
+                        add(&counters.records_repeated, 1);
                     }
                     HandOut::Ended => add(&counters.records_discarded, 1),
                     HandOut::TooMany => {
@@ -319,6 +348,7 @@ pub(crate) struct ConsumerShared {
     commit_interval: Duration,
     show_id_header: bool,
     show_filler: bool,
+    leave_out_repeated: bool,
     mailbox: Mailbox,
     table: Mutex<Table>,
     /// The application forgot to acknowledge; see `wait_for_acks`.

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use standfast_discovery::Epoch;
 
 use super::partition::Partition;
+use super::window::Window;
 use crate::event::StartReason;
 use crate::target::Bound;
 
-/// Prefix of the metadata of the wrapper's commits. The epoch follows; later versions may append more after a blank.
+/// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one; later
+/// versions may append more after a blank.
 const LABEL: &str = "standfast-1 epoch=";
+
+const SEEN: &str = " seen=";
 
 /// What to do where the group has no offset, or one that the log does not have (any more).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -184,9 +188,20 @@ impl Committed {
     }
 }
 
-/// Metadata of a commit under `epoch`.
-pub(super) fn label(epoch: Epoch) -> String {
-    format!("{LABEL}{}", epoch.0)
+/// Metadata of a commit under `epoch`; `seen` is a window's text.
+pub(super) fn label(epoch: Epoch, seen: &str) -> String {
+    if seen.is_empty() {
+        return format!("{LABEL}{}", epoch.0);
+    }
+    format!("{LABEL}{}{SEEN}{seen}", epoch.0)
+}
+
+/// The window in the metadata of a commit; empty if there is none.
+pub(super) fn labelled_window(metadata: &[u8]) -> Window {
+    let text = std::str::from_utf8(metadata).ok();
+    let rest = text.and_then(|text| text.strip_prefix(LABEL)?.split_once(SEEN));
+    let seen = rest.and_then(|(_, rest)| rest.split(' ').next());
+    seen.map(Window::parse).unwrap_or_default()
 }
 
 /// The epoch in the metadata of a commit; `None` if the wrapper did not write it.
@@ -297,11 +312,21 @@ mod tests {
 
     #[test]
     fn labels() {
-        assert_eq!(labelled_epoch(label(Epoch(17)).as_bytes()), Some(Epoch(17)));
+        assert_eq!(
+            labelled_epoch(label(Epoch(17), "").as_bytes()),
+            Some(Epoch(17))
+        );
         assert_eq!(
             labelled_epoch(b"standfast-1 epoch=3 window=abc"),
             Some(Epoch(3))
         );
+        let with_window = label(Epoch(3), "a-1,b-2");
+        assert_eq!(labelled_epoch(with_window.as_bytes()), Some(Epoch(3)));
+        assert_eq!(
+            labelled_window(with_window.as_bytes()),
+            Window::parse("a-1,b-2")
+        );
+        assert_eq!(labelled_window(b"standfast-1 epoch=3"), Window::default());
         for foreign in [
             &b""[..],
             b"offset by hand",

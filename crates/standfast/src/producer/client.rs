@@ -126,6 +126,13 @@ impl ProducerClient {
     }
 }
 
+impl Drop for ProducerClient {
+    fn drop(&mut self) {
+        // One that was never used ends with its poll thread.
+        self.stop.store(true, Relaxed);
+    }
+}
+
 /// Receives librdkafka's events for one generation.
 pub(super) struct ReportContext {
     // Weak: the producer owns its clients.

@@ -17,6 +17,7 @@ use crate::client_log::ClientLog;
 use crate::connect::Connect;
 use crate::error::Error;
 use crate::event::FleetEvent;
+use crate::stats::add;
 use crate::target::Target;
 
 /// Records handed on per hold of the log's lock while catching up after a flip.
@@ -27,6 +28,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Shortest time between two rebuilds after fatal errors.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the kept records are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     shared: Arc<ProducerShared>,
@@ -44,6 +48,8 @@ struct Attempt {
     generation: u64,
     // Cancels the attempt when dropped.
     _cancel: tokio_util::sync::DropGuard,
+    /// The client, while the handoff is still being read.
+    made: Option<(ProducerClient, String)>,
     outcome: oneshot::Receiver<Option<(ProducerClient, String)>>,
 }
 
@@ -61,16 +67,19 @@ impl Driver {
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let mut targets = self.shared.fleet.targets.clone();
         let mut watch_ended = false;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             let target = targets.borrow_and_update().clone();
             if let Some(target) = target {
                 self.aim_at(target);
+                self.install_when_ready().await;
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 changed = targets.changed(), if !watch_ended => watch_ended = changed.is_err(),
                 outcome = outcome(&mut self.attempt) => self.attempt_ended(outcome).await,
                 reason = self.shared.broken() => self.rebuild(&reason).await,
+                _ = housekeeping.tick() => self.shared.keep_house(),
             }
         }
         self.shared.close();
@@ -107,6 +116,10 @@ impl Driver {
         if let Some((username, password, version)) = target.new_login(current) {
             self.apply_login(&target, username, password, version);
         }
+        self.shared
+            .lock()
+            .replay
+            .set_standbys(target.standby_names(), target.since);
         self.shared.set_fenced(target.state == FleetState::Fenced);
         self.current = Some(target);
         self.spawn_catch_up(None);
@@ -162,16 +175,36 @@ impl Driver {
             target,
             generation,
             _cancel: cancel.drop_guard(),
+            made: None,
             outcome,
         }
     }
 
     async fn attempt_ended(&mut self, outcome: Option<(ProducerClient, String)>) {
-        let Some(attempt) = self.attempt.take() else {
+        let Some(attempt) = &mut self.attempt else {
             return;
         };
-        let Some((client, cluster_id)) = outcome else {
+        let Some(made) = outcome else {
+            self.attempt = None;
             tokio::time::sleep(REBUILD_PAUSE).await;
+            return;
+        };
+        // The loop goes on with the newest target, and installs it.
+        attempt.made = Some(made);
+    }
+
+    /// Installs the new client, once it is known what it must be sent again.
+    async fn install_when_ready(&mut self) {
+        let is_undecided = |attempt: &Attempt| {
+            attempt.target.handoffs.pending && !self.shared.lock().replay.is_empty()
+        };
+        let Some(mut attempt) = self
+            .attempt
+            .take_if(|attempt| attempt.made.is_some() && !is_undecided(attempt))
+        else {
+            return;
+        };
+        let Some((client, cluster_id)) = attempt.made.take() else {
             return;
         };
         // Other addresses of the same cluster: let the old client finish, so that nothing is sent twice.
@@ -192,14 +225,23 @@ impl Driver {
         let target = Arc::clone(&attempt.target);
         let client = Arc::new(client);
         self.shared.epoch.store(target.epoch.0, Relaxed);
-        {
+        let same_cluster = self.cluster_id.as_ref() == Some(&cluster_id);
+        let replayed = {
             let mut log = self.shared.lock();
             log.install(attempt.generation);
+            let bound =
+                |topic: &str, partition, from| target.handoffs.bound(topic, partition, from);
+            let replayed = log.replay.move_to(&target.cluster, same_cluster, bound);
+            log.replay
+                .set_standbys(target.standby_names(), target.since);
             log.gate = match target.state {
                 FleetState::Active => Gate::Open(client),
                 FleetState::Fenced => Gate::Fenced(client),
             };
-        }
+            replayed
+        };
+        add(&self.shared.fleet.counters.records_unresolved, replayed);
+        self.shared.keep_house();
         let after = target.since.elapsed();
         tracing::info!(
             client = self.shared.name.as_str(), cluster = %target.cluster, cluster_id, epoch = %target.epoch, ?after,
@@ -223,21 +265,23 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let epoch = resent_for.map(|target| target.epoch);
         tokio::spawn(async move {
-            let mut resent = 0;
+            let (mut resent, mut acknowledged) = (0, 0);
             loop {
                 let handed = shared.hand_on(CATCH_UP_BURST);
                 resent += handed.resent;
+                acknowledged += handed.replayed;
                 if !handed.more {
                     break;
                 }
                 tokio::task::yield_now().await;
             }
             if let Some(epoch) = epoch.filter(|_| resent > 0) {
-                tracing::info!(client = shared.name.as_str(), %epoch, records = resent, "unacknowledged records resent");
+                tracing::info!(client = shared.name.as_str(), %epoch, records = resent, acknowledged, "records sent again");
                 shared.fleet.emit(FleetEvent::Resent {
                     client: shared.name.clone(),
                     epoch,
                     records: resent,
+                    acknowledged,
                 });
             }
         });
@@ -294,7 +338,7 @@ fn make(
 /// Waits for the attempt; for ever if there is none.
 async fn outcome(attempt: &mut Option<Attempt>) -> Option<(ProducerClient, String)> {
     match attempt {
-        Some(attempt) => (&mut attempt.outcome).await.ok().flatten(),
-        None => std::future::pending().await,
+        Some(attempt) if attempt.made.is_none() => (&mut attempt.outcome).await.ok().flatten(),
+        _ => std::future::pending().await,
     }
 }

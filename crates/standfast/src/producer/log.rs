@@ -1,7 +1,8 @@
 //! The producer's log: every record that waits for an acknowledgement, in the order in which it was given.
 //!
 //! Records are handed to the present client in this order and nowhere else. A flip sets the mark back to the oldest
-//! unresolved record, so that records are resent in their order and ahead of new ones.
+//! unresolved record, so that records are resent in their order and ahead of new ones. Acknowledged records that the new
+//! cluster does not have come back from [`Replay`], each at its old place in the order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::client::ProducerClient;
+use super::replay::{Limits, Place, Replay};
 use crate::error::{Error, Result};
 use crate::record::{Delivery, Record};
 
@@ -19,11 +21,20 @@ pub(super) type Completion = oneshot::Sender<Result<Delivery>>;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) record: Record,
-    completion: Option<Completion>,
-    /// Room in the producer's buffer, given back with the entry.
-    permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    completion: Completion,
+    room: Room,
     /// Handed to a client at least once.
     was_handed: bool,
+}
+
+/// Room in the producer's buffers.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Given back with the acknowledgement.
+    pub(super) _records: OwnedSemaphorePermit,
+    pub(super) _bytes: OwnedSemaphorePermit,
+    /// In the replay buffer, if records must not go unprotected: given back when the record is safe.
+    pub(super) replay: Option<OwnedSemaphorePermit>,
 }
 
 /// Whether records may be handed on.
@@ -62,6 +73,20 @@ pub(super) struct SendLog {
     pub(super) gate: Gate,
     pub(super) closed: bool,
     unresolved: usize,
+    pub(super) replay: Replay,
+    /// Of the records to be sent again, those below this sequence have been handed to the present client.
+    replayed: u64,
+}
+
+/// What was ended by an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// Nothing: it had ended before.
+    Nothing,
+    /// A send.
+    Send,
+    /// The repetition of a record that an earlier cluster had acknowledged.
+    Replay,
 }
 
 /// What came of handing records on.
@@ -69,12 +94,14 @@ pub(super) struct SendLog {
 pub(super) struct Handed {
     /// Records handed on that an earlier client had had already.
     pub(super) resent: usize,
+    /// Of those, records that an earlier cluster had acknowledged.
+    pub(super) replayed: usize,
     /// There are more, and the client would take them.
     pub(super) more: bool,
 }
 
 impl SendLog {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             entries: VecDeque::new(),
             first: 0,
@@ -83,21 +110,18 @@ impl SendLog {
             gate: Gate::Closed,
             closed: false,
             unresolved: 0,
+            replay: Replay::new(limits),
+            replayed: 0,
         }
     }
 
     /// Appends a record; its sequence.
-    pub(super) fn push(
-        &mut self,
-        record: Record,
-        completion: Completion,
-        permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    ) -> u64 {
+    pub(super) fn push(&mut self, record: Record, completion: Completion, room: Room) -> u64 {
         let sequence = self.end();
         self.entries.push_back(Some(Entry {
             record,
-            completion: Some(completion),
-            permits: Some(permits),
+            completion,
+            room,
             was_handed: false,
         }));
         self.unresolved += 1;
@@ -111,7 +135,8 @@ impl SendLog {
 
     /// Sequence of the oldest unresolved record, or of the next one.
     pub(super) fn first_unresolved(&self) -> u64 {
-        self.first
+        let oldest = self.replay.waiting().first_key_value();
+        oldest.map_or(self.first, |(sequence, _)| self.first.min(*sequence))
     }
 
     /// Sequence of the next record to be handed to the present client.
@@ -120,7 +145,7 @@ impl SendLog {
     }
 
     pub(super) fn unresolved(&self) -> usize {
-        self.unresolved
+        self.unresolved + self.replay.waiting().len()
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -131,7 +156,7 @@ impl SendLog {
     /// on again. The client, for the reaper.
     pub(super) fn cut_off(&mut self) -> Option<Arc<ProducerClient>> {
         self.generation = NO_GENERATION;
-        self.next = self.first;
+        (self.next, self.replayed) = (self.first, 0);
         match std::mem::replace(&mut self.gate, Gate::Closed) {
             Gate::Open(client) | Gate::Fenced(client) => Some(client),
             Gate::Closed => None,
@@ -141,7 +166,7 @@ impl SendLog {
     /// Makes room for the client of `generation`: everything unresolved is to be handed to it.
     pub(super) fn install(&mut self, generation: u64) {
         self.generation = generation;
-        self.next = self.first;
+        (self.next, self.replayed) = (self.first, 0);
     }
 
     /// Hands up to `limit` records to the present client, in order. `hand` returns false if the client is full.
@@ -157,6 +182,20 @@ impl SendLog {
         };
         let client = Arc::clone(client);
         for _ in 0..limit {
+            let again = self.replay.waiting().range(self.replayed..).next();
+            if let Some((&sequence, waiting)) = again.filter(|(sequence, _)| **sequence < self.next)
+            {
+                match hand(&client, sequence, &waiting.record) {
+                    Ok(true) => {
+                        handed.resent += 1;
+                        handed.replayed += 1;
+                    }
+                    Ok(false) => return (handed, refused),
+                    Err(error) => refused.push((sequence, error)),
+                }
+                self.replayed = sequence + 1;
+                continue;
+            }
             let Some(slot) = self.entries.get_mut((self.next - self.first) as usize) else {
                 return (handed, refused);
             };
@@ -172,27 +211,42 @@ impl SendLog {
             }
             self.next += 1;
         }
-        handed.more = self.next < self.end();
+        let mut again = self.replay.waiting().range(self.replayed..);
+        handed.more = self.next < self.end() || again.next().is_some();
         (handed, refused)
     }
 
-    /// Ends a record. False if it had ended before.
-    pub(super) fn resolve(&mut self, sequence: u64, result: Result<Delivery>) -> bool {
-        let Some(index) = sequence.checked_sub(self.first) else {
-            return false;
-        };
-        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::take) else {
-            return false;
+    /// Ends a record; an acknowledged one is kept until a standby has it.
+    pub(super) fn resolve(&mut self, sequence: u64, result: Result<Delivery>) -> Resolved {
+        let place = result.as_ref().ok().map(|delivery| Place {
+            partition: delivery.partition,
+            offset: delivery.offset,
+            epoch: delivery.epoch,
+        });
+        let index = sequence.checked_sub(self.first);
+        let slot = index.and_then(|index| self.entries.get_mut(index as usize));
+        let Some(entry) = slot.and_then(Option::take) else {
+            let Some(waiting) = self.replay.take_waiting(sequence) else {
+                return Resolved::Nothing;
+            };
+            if let Some(place) = place {
+                self.replay
+                    .keep(sequence, waiting.record, place, waiting.room);
+            }
+            return Resolved::Replay;
         };
         self.unresolved -= 1;
-        entry.finish(result);
+        let (record, replay_room) = entry.finish(result);
+        if let Some(place) = place {
+            self.replay.keep(sequence, record, place, replay_room);
+        }
         while let Some(None) = self.entries.front() {
             self.entries.pop_front();
             self.first += 1;
         }
         // Never behind the front: a record that was refused before it was handed on.
         self.next = self.next.max(self.first);
-        true
+        Resolved::Send
     }
 
     /// Ends every record with [`Error::Closed`].
@@ -201,6 +255,7 @@ impl SendLog {
         self.first = self.end();
         self.next = self.first;
         self.unresolved = 0;
+        self.replay.clear();
         for entry in self.entries.drain(..).flatten() {
             entry.finish(Err(Error::Closed));
         }
@@ -208,12 +263,17 @@ impl SendLog {
 }
 
 impl Entry {
-    fn finish(mut self, result: Result<Delivery>) {
+    /// The record, and its room in the replay buffer.
+    fn finish(self, result: Result<Delivery>) -> (Record, Option<OwnedSemaphorePermit>) {
+        let Room {
+            _records: records,
+            _bytes: bytes,
+            replay,
+        } = self.room;
         // Room first: who waits for the answer may send at once.
-        self.permits = None;
-        if let Some(completion) = self.completion.take() {
-            // Nobody waits: the send was dropped or timed out.
-            let _ = completion.send(result);
-        }
+        drop((records, bytes));
+        // Nobody waits: the send was dropped or timed out.
+        let _ = self.completion.send(result);
+        (self.record, replay)
     }
 }

@@ -3,24 +3,27 @@
 mod client;
 mod driver;
 mod log;
+mod replay;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use standfast_discovery::Epoch;
+use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::driver::Driver;
-use self::log::{Gate, Handed, SendLog};
+use self::log::{Gate, Handed, Resolved, Room, SendLog};
+use self::replay::Limits;
+pub use self::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Overflow};
 use crate::client_config::{self, Properties, Role};
 use crate::error::{Error, Result};
-use crate::event::ClientName;
+use crate::event::{ClientName, FleetEvent};
 use crate::fleet::FleetShared;
 use crate::record::{Delivery, Record, RecordId};
 use crate::stats::add;
@@ -42,6 +45,7 @@ pub struct ProducerBuilder {
     properties: Properties,
     buffer_bytes: usize,
     buffer_records: usize,
+    replay: Limits,
 }
 
 impl ProducerBuilder {
@@ -51,6 +55,11 @@ impl ProducerBuilder {
             properties: Properties::new(),
             buffer_bytes: DEFAULT_BUFFER_BYTES,
             buffer_records: DEFAULT_BUFFER_RECORDS,
+            replay: Limits {
+                bytes: DEFAULT_REPLAY_BYTES,
+                age: DEFAULT_REPLAY_AGE,
+                overflow: Overflow::default(),
+            },
         }
     }
 
@@ -73,6 +82,28 @@ impl ProducerBuilder {
         self
     }
 
+    /// Bytes of acknowledged records that are kept until a standby is known to hold them, so that they can be sent again if
+    /// the active cluster is lost before; default [`DEFAULT_REPLAY_BYTES`]. 0 keeps none: what was acknowledged and not
+    /// mirrored is then lost with the cluster. At a full buffer, [`overflow`](Self::overflow) decides.
+    ///
+    /// Nothing is kept while the fleet's record names no other cluster.
+    pub fn replay_bytes(mut self, bytes: usize) -> Self {
+        self.replay.bytes = bytes;
+        self
+    }
+
+    /// How long an acknowledged record is kept at most, default [`DEFAULT_REPLAY_AGE`]; with [`Overflow::Unprotected`] only.
+    pub fn replay_age(mut self, age: Duration) -> Self {
+        self.replay.age = age;
+        self
+    }
+
+    /// What happens when the replay buffer is full; default [`Overflow::Unprotected`].
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.replay.overflow = overflow;
+        self
+    }
+
     /// Starts the producer. It does not wait for the cluster: records that are sent meanwhile wait in the buffer.
     ///
     /// # Errors
@@ -86,12 +117,24 @@ impl ProducerBuilder {
         let bytes = self
             .buffer_bytes
             .clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let replay_bytes = match self.replay.bytes {
+            0 => 0,
+            bytes => bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize)),
+        };
+        let must_protect = replay_bytes > 0 && self.replay.overflow != Overflow::Unprotected;
         let shared = Arc::new(ProducerShared {
             name: self.fleet.client_name("producer"),
             fleet: self.fleet,
             instance: Uuid::new_v4(),
             properties: self.properties,
-            log: Mutex::new(SendLog::new()),
+            log: Mutex::new(SendLog::new(Limits {
+                bytes: replay_bytes,
+                ..self.replay
+            })),
+            replay: must_protect.then(|| Arc::new(Semaphore::new(replay_bytes))),
+            replay_limit: replay_bytes,
+            overflow: self.replay.overflow,
+            kept: Mutex::new((0, 0)),
             records: Arc::new(Semaphore::new(records)),
             bytes: Arc::new(Semaphore::new(bytes)),
             byte_limit: bytes,
@@ -101,6 +144,9 @@ impl ProducerBuilder {
             flushers: AtomicUsize::new(0),
             broken: watch::Sender::new((0, String::new())),
         });
+        if replay_bytes > 0 {
+            shared.fleet.watch_standbys(&shared);
+        }
         let shutdown = CancellationToken::new();
         tokio::spawn(Driver::new(Arc::clone(&shared)).run(shutdown.clone()));
         Ok(FailoverProducer {
@@ -115,7 +161,16 @@ impl ProducerBuilder {
 /// A send resolves when the cluster that is active *now* has acknowledged the record. What is unacknowledged when
 /// the active cluster changes is sent to the new one, in the order in which it was given, ahead of new records. The
 /// order per key and per partition therefore holds across a failover. A record that the old cluster had stored without its
-/// acknowledgement getting through may stand in the log twice; both have the same [`RecordId`].
+/// acknowledgement getting through may stand in the log twice; both have the same [`RecordId`], and the wrapper's consumers
+/// drop the second.
+///
+/// **Nothing is lost with a cluster** as long as the producer lives: an acknowledged record is kept until every other cluster of
+/// the fleet is seen to hold it ([`replay_bytes`](ProducerBuilder::replay_bytes)). After a flip, those that the new cluster
+/// does not hold are sent again, to the same partition, in their order and ahead of new ones: where the handoff names the
+/// partition, all at or above its offset, else all that the cluster was not seen to hold while it was a standby. After a planned
+/// switchover that is none. To see what a standby holds, the producer's credentials need DESCRIBE and READ on the topic
+/// there; without them nothing is let go before the bound is reached. A record that has neither key nor partition, and was in
+/// flight, may be sent again to another partition.
 ///
 /// While the fleet is fenced (planned switchover) sends wait.
 #[derive(Debug, Clone)]
@@ -144,6 +199,17 @@ impl FailoverProducer {
     pub async fn enqueue(&self, record: Record) -> Result<DeliveryFuture> {
         let bytes = self.shared.permits_for(&record)?;
         let closed = |_| Error::Closed;
+        // In the same order as the records: waiting for the one must not let others overtake in the next.
+        let replay = match (&self.shared.replay, self.shared.overflow) {
+            (Some(replay), Overflow::Block) => Some(
+                Arc::clone(replay)
+                    .acquire_many_owned(bytes)
+                    .await
+                    .map_err(closed)?,
+            ),
+            (Some(_), _) => self.shared.replay_room(bytes)?,
+            (None, _) => None,
+        };
         let count = Arc::clone(&self.shared.records)
             .acquire_owned()
             .await
@@ -152,15 +218,21 @@ impl FailoverProducer {
             .acquire_many_owned(bytes)
             .await
             .map_err(closed)?;
-        self.shared.admit(record, (count, room))
+        let room = Room {
+            _records: count,
+            _bytes: room,
+            replay,
+        };
+        self.shared.admit(record, room)
     }
 
     /// Puts a record into the buffer if there is room.
     ///
     /// # Errors
-    /// [`Error::BufferFull`], [`Error::RecordTooLarge`], [`Error::Closed`].
+    /// [`Error::BufferFull`], [`Error::Unprotected`], [`Error::RecordTooLarge`], [`Error::Closed`].
     pub fn try_send(&self, record: Record) -> Result<DeliveryFuture> {
         let bytes = self.shared.permits_for(&record)?;
+        let replay = self.shared.replay_room(bytes)?;
         let refused = |error| match error {
             TryAcquireError::Closed => Error::Closed,
             TryAcquireError::NoPermits => Error::BufferFull {
@@ -173,7 +245,12 @@ impl FailoverProducer {
         let room = Arc::clone(&self.shared.bytes)
             .try_acquire_many_owned(bytes)
             .map_err(refused)?;
-        self.shared.admit(record, (count, room))
+        let room = Room {
+            _records: count,
+            _bytes: room,
+            replay,
+        };
+        self.shared.admit(record, room)
     }
 
     /// Waits until every record given so far is acknowledged or refused.
@@ -241,6 +318,12 @@ pub(crate) struct ProducerShared {
     records: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     byte_limit: usize,
+    /// Room in the replay buffer, if none may go unprotected.
+    replay: Option<Arc<Semaphore>>,
+    replay_limit: usize,
+    overflow: Overflow,
+    /// Records and bytes kept, as last counted.
+    kept: Mutex<(usize, usize)>,
     epoch: AtomicU64,
     generations: AtomicU64,
     resolved: Notify,
@@ -250,6 +333,10 @@ pub(crate) struct ProducerShared {
 }
 
 impl ProducerShared {
+    pub(crate) fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
     fn lock(&self) -> MutexGuard<'_, SendLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -271,27 +358,39 @@ impl ProducerShared {
 
     fn permits_for(&self, record: &Record) -> Result<u32> {
         let bytes = record.size();
+        let limit = match &self.replay {
+            Some(_) => self.byte_limit.min(self.replay_limit),
+            None => self.byte_limit,
+        };
         match u32::try_from(bytes) {
-            Ok(permits) if bytes <= self.byte_limit => Ok(permits),
-            _ => Err(Error::RecordTooLarge {
-                bytes,
-                limit: self.byte_limit,
+            Ok(permits) if bytes <= limit => Ok(permits),
+            _ => Err(Error::RecordTooLarge { bytes, limit }),
+        }
+    }
+
+    /// Room in the replay buffer, at once or not at all.
+    fn replay_room(&self, bytes: u32) -> Result<Option<OwnedSemaphorePermit>> {
+        let Some(replay) = &self.replay else {
+            return Ok(None);
+        };
+        match Arc::clone(replay).try_acquire_many_owned(bytes) {
+            Ok(room) => Ok(Some(room)),
+            Err(TryAcquireError::Closed) => Err(Error::Closed),
+            Err(TryAcquireError::NoPermits) => Err(Error::Unprotected {
+                kept_bytes: self.replay_limit - replay.available_permits(),
+                limit: self.replay_limit,
             }),
         }
     }
 
-    fn admit(
-        &self,
-        mut record: Record,
-        permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    ) -> Result<DeliveryFuture> {
+    fn admit(&self, mut record: Record, room: Room) -> Result<DeliveryFuture> {
         record.stamp_now();
         let (completion, answer) = oneshot::channel();
         let mut log = self.lock();
         if log.closed {
             return Err(Error::Closed);
         }
-        let sequence = log.push(record, completion, permits);
+        let sequence = log.push(record, completion, room);
         add(&self.fleet.counters.records_sent, 1);
         add(&self.fleet.counters.records_unresolved, 1);
         self.hand_on_locked(&mut log, BURST);
@@ -310,6 +409,7 @@ impl ProducerShared {
             client.hand(self.id(sequence), record)
         });
         add(&self.fleet.counters.records_resent, handed.resent);
+        add(&self.fleet.counters.records_replayed, handed.replayed);
         for (sequence, error) in refused {
             self.resolve_locked(log, sequence, Err(error));
         }
@@ -318,17 +418,90 @@ impl ProducerShared {
 
     fn resolve_locked(&self, log: &mut SendLog, sequence: u64, result: Result<Delivery>) {
         let counters = &self.fleet.counters;
-        let counter = match result {
-            Ok(_) => &counters.records_acknowledged,
-            Err(_) => &counters.records_refused,
+        let refusal = result.as_ref().err().map(ToString::to_string);
+        let counter = match (log.resolve(sequence, result), refusal) {
+            (Resolved::Nothing, _) => return,
+            (Resolved::Send, None) => Some(&counters.records_acknowledged),
+            (Resolved::Send, Some(_)) => Some(&counters.records_refused),
+            (Resolved::Replay, None) => None,
+            (Resolved::Replay, Some(reason)) => {
+                tracing::error!(
+                    client = self.name.as_str(), id = %self.id(sequence), reason,
+                    "a record that the lost cluster had acknowledged is refused by the active one"
+                );
+                Some(&counters.replays_refused)
+            }
         };
-        if log.resolve(sequence, result) {
+        if let Some(counter) = counter {
             add(counter, 1);
-            counters.records_unresolved.fetch_sub(1, Relaxed);
-            if self.flushers.load(Relaxed) > 0 {
-                self.resolved.notify_waiters();
+        }
+        counters.records_unresolved.fetch_sub(1, Relaxed);
+        if self.flushers.load(Relaxed) > 0 {
+            self.resolved.notify_waiters();
+        }
+    }
+
+    /// Looks after the kept records: lets old ones go, counts, tells.
+    fn keep_house(&self) {
+        let (held, let_go) = {
+            let mut log = self.lock();
+            log.replay.sweep(Instant::now());
+            (log.replay.held(), log.replay.take_let_go())
+        };
+        let counters = &self.fleet.counters;
+        {
+            let mut known = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = std::mem::replace(&mut *known, held);
+            for (gauge, now, before) in [
+                (&counters.records_kept, held.0, before.0),
+                (&counters.bytes_kept, held.1, before.1),
+            ] {
+                add(gauge, now);
+                gauge.fetch_sub(before as u64, Relaxed);
             }
         }
+        if let_go > 0 {
+            counters.records_unprotected.fetch_add(let_go, Relaxed);
+            tracing::warn!(
+                client = self.name.as_str(),
+                records = let_go,
+                "acknowledged records are no longer protected: no standby was seen to hold them in time"
+            );
+            self.fleet.emit(FleetEvent::Unprotected {
+                client: self.name.clone(),
+                records: let_go,
+            });
+        }
+    }
+
+    /// Partitions of which records wait for `standby` to hold them.
+    pub(crate) fn open_partitions(&self, standby: &ClusterName) -> Vec<(String, i32)> {
+        let log = self.lock();
+        let open = log.replay.open(standby).into_iter();
+        open.map(|(topic, partition)| (topic.to_owned(), partition))
+            .collect()
+    }
+
+    /// A kept record below `end`, for a comparison with what stands there on a standby.
+    pub(crate) fn sample(&self, topic: &str, partition: i32, end: i64) -> Option<(i64, RecordId)> {
+        let (offset, sequence) = self.lock().replay.sample(topic, partition, end)?;
+        Some((offset, self.id(sequence)))
+    }
+
+    /// A standby holds these partitions up to these offsets.
+    pub(crate) fn note_ends(
+        &self,
+        flip: Instant,
+        standby: &ClusterName,
+        ends: &[(String, i32, i64)],
+    ) {
+        {
+            let mut log = self.lock();
+            for (topic, partition, end) in ends {
+                log.replay.note_end(flip, standby, topic, *partition, *end);
+            }
+        }
+        self.keep_house();
     }
 
     /// A delivery report of the client of `generation`.
@@ -408,6 +581,9 @@ impl ProducerShared {
     fn close(&self) {
         self.records.close();
         self.bytes.close();
+        if let Some(replay) = &self.replay {
+            replay.close();
+        }
         let old = {
             let mut log = self.lock();
             let unresolved = log.unresolved() as u64;
@@ -418,6 +594,7 @@ impl ProducerShared {
             log.close();
             log.cut_off()
         };
+        self.keep_house();
         self.resolved.notify_waiters();
         if let Some(client) = old {
             client.retire(self);

@@ -4,9 +4,16 @@ use rdkafka::ClientConfig;
 use standfast_discovery::ClusterName;
 
 use super::client::{ProducerClient, ReportContext};
-use super::log::{Gate, SendLog};
+use super::log::{Gate, Resolved, SendLog};
 use super::*;
 use crate::client_log::ClientLog;
+use crate::target::Bound;
+
+const LIMITS: Limits = Limits {
+    bytes: 1 << 20,
+    age: Duration::from_secs(60),
+    overflow: Overflow::Unprotected,
+};
 
 /// A client that never connects: the log only needs something to hand records to.
 fn client() -> Arc<ProducerClient> {
@@ -27,7 +34,12 @@ fn client() -> Arc<ProducerClient> {
 fn push(log: &mut SendLog, room: &Arc<Semaphore>) -> oneshot::Receiver<Result<Delivery>> {
     let (completion, answer) = oneshot::channel();
     let permit = || Arc::clone(room).try_acquire_owned().expect("room");
-    log.push(Record::to("t"), completion, (permit(), permit()));
+    let room = Room {
+        _records: permit(),
+        _bytes: permit(),
+        replay: None,
+    };
+    log.push(Record::to("t"), completion, room);
     answer
 }
 
@@ -45,7 +57,7 @@ fn delivery(sequence: u64) -> Delivery {
     Delivery {
         topic: "t".into(),
         partition: 0,
-        offset: 0,
+        offset: sequence as i64,
         epoch: Epoch(1),
         cluster: ClusterName::new("west").expect("name"),
         id: RecordId {
@@ -58,15 +70,15 @@ fn delivery(sequence: u64) -> Delivery {
 #[test]
 fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     let room = Arc::new(Semaphore::new(100));
-    let mut log = SendLog::new();
+    let mut log = SendLog::new(LIMITS);
     let mut answers: Vec<_> = (0..5).map(|_| push(&mut log, &room)).collect();
     assert_eq!(hand_all(&mut log).0, [0_u64; 0], "the gate is closed");
 
     log.install(1);
     log.gate = Gate::Open(client());
     assert_eq!(hand_all(&mut log), (vec![0, 1, 2, 3, 4], 0));
-    assert!(log.resolve(0, Ok(delivery(0))));
-    assert!(log.resolve(2, Ok(delivery(2))));
+    assert_eq!(log.resolve(0, Ok(delivery(0))), Resolved::Send);
+    assert_eq!(log.resolve(2, Ok(delivery(2))), Resolved::Send);
     assert!(answers[0].try_recv().expect("answered").is_ok());
 
     let old = log.cut_off().expect("the old client");
@@ -75,9 +87,13 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     log.install(2);
     log.gate = Gate::Open(old);
     assert_eq!(hand_all(&mut log), (vec![1, 3, 4, 5], 3));
-    assert!(!log.resolve(0, Ok(delivery(0))), "resolved long ago");
+    let again = log.resolve(0, Ok(delivery(0)));
+    assert_eq!(again, Resolved::Nothing, "resolved long ago");
     for sequence in [5, 4, 3, 1] {
-        assert!(log.resolve(sequence, Ok(delivery(sequence))));
+        assert_eq!(
+            log.resolve(sequence, Ok(delivery(sequence))),
+            Resolved::Send
+        );
     }
     assert_eq!(
         (log.unresolved(), log.first_unresolved(), log.end()),
@@ -89,7 +105,7 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
 #[test]
 fn a_full_client_and_a_fence_hold_records_in_order() {
     let room = Arc::new(Semaphore::new(100));
-    let mut log = SendLog::new();
+    let mut log = SendLog::new(LIMITS);
     let _answers: Vec<_> = (0..4).map(|_| push(&mut log, &room)).collect();
     log.install(1);
     log.gate = Gate::Open(client());
@@ -111,9 +127,48 @@ fn a_full_client_and_a_fence_hold_records_in_order() {
 #[test]
 fn closing_answers_everybody() {
     let room = Arc::new(Semaphore::new(100));
-    let mut log = SendLog::new();
+    let mut log = SendLog::new(LIMITS);
     let mut answer = push(&mut log, &room);
     log.close();
     assert!(matches!(answer.try_recv(), Ok(Err(Error::Closed))));
     assert_eq!(log.unresolved(), 0);
+}
+
+#[test]
+fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
+    let room = Arc::new(Semaphore::new(100));
+    let mut log = SendLog::new(LIMITS);
+    let east = ClusterName::new("east").expect("name");
+    log.replay.set_standbys(vec![east.clone()], Instant::now());
+    let _answers: Vec<_> = (0..8).map(|_| push(&mut log, &room)).collect();
+    log.install(1);
+    log.gate = Gate::Open(client());
+    hand_all(&mut log);
+    // 4 is still unacknowledged, as is all from 6 on.
+    for sequence in [0, 1, 2, 3, 5] {
+        log.resolve(sequence, Ok(delivery(sequence)));
+    }
+    assert_eq!(log.replay.held().0, 5);
+    let old = log.cut_off().expect("client");
+    log.install(2);
+    // East has offsets 0 to 2.
+    let again = log.replay.move_to(&east, false, |_, _, _| Bound::Below(3));
+    assert_eq!((again, log.unresolved(), log.first_unresolved()), (2, 5, 3));
+    log.gate = Gate::Open(old);
+    assert_eq!(hand_all(&mut log), (vec![3, 4, 5, 6, 7], 5));
+    assert_eq!(log.resolve(3, Ok(delivery(3))), Resolved::Replay);
+    assert_eq!((log.first_unresolved(), log.replay.held().0), (4, 1));
+    // A second flip before the rest is answered.
+    let old = log.cut_off().expect("client");
+    log.install(3);
+    log.replay.move_to(&east, true, |_, _, _| Bound::Unknown);
+    log.gate = Gate::Open(old);
+    assert_eq!(hand_all(&mut log).0, [4, 5, 6, 7]);
+    for sequence in 4..8 {
+        assert_ne!(
+            log.resolve(sequence, Ok(delivery(sequence))),
+            Resolved::Nothing
+        );
+    }
+    assert_eq!((log.unresolved(), log.replay.held().0), (0, 5));
 }

@@ -308,3 +308,46 @@ pub(crate) fn produce_filler(bootstrap: &str, topic: &str, partition: i32, count
     }
     producer.flush(SOON).expect("flush");
 }
+
+/// Copies a partition of `orders` as a mirror does, from the destination's log end up to offset `to`.
+pub(crate) fn mirror(source: &str, destination: &str, partition: i32, to: i64) {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+    use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", source)
+        .set("group.id", "mirror")
+        .create()
+        .expect("consumer");
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", destination)
+        .set("enable.idempotence", "true")
+        .create()
+        .expect("producer");
+    let (_, mut at) = producer
+        .client()
+        .fetch_watermarks("orders", partition, SOON)
+        .expect("log end");
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("orders", partition, Offset::Offset(at))
+        .expect("list");
+    consumer.assign(&list).expect("assign");
+    let deadline = Instant::now() + SOON;
+    while at < to {
+        assert!(Instant::now() < deadline, "the mirror hangs at {at}");
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+            continue;
+        };
+        let message = message.expect("message").detach();
+        assert_eq!(message.offset(), at);
+        let mut record = BaseRecord::<[u8], [u8]>::to("orders").partition(partition);
+        (record.key, record.payload) = (message.key(), message.payload());
+        record.headers = message.headers().cloned();
+        producer
+            .send(record)
+            .map_err(|(error, _)| error)
+            .expect("send");
+        at += 1;
+    }
+    producer.flush(SOON).expect("flush");
+}

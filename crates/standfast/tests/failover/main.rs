@@ -5,3 +5,4 @@ mod consumer;
 mod fleet;
 mod harness;
 mod producer;
+mod replay;
