@@ -5,14 +5,15 @@
 mod links;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::config::Origin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
 use standfast_link::{
-    AclSyncDescription, GroupDescription, MirrorChange, MirrorDescription, VerifyProgress,
-    VerifyReport,
+    AclSyncDescription, GroupDescription, MirrorChange, MirrorDescription, MirrorRestore,
+    RestoreMode, VerifyProgress, VerifyReport,
 };
 
 pub(crate) use links::{
@@ -181,6 +182,40 @@ pub(crate) struct MirrorsRequest {
     /// How long promote and create may wait for mirrors, and failover for what is in flight.
     #[serde(default)]
     pub(crate) timeout_ms: Option<u64>,
+}
+
+/// Body of `POST /v1/mirrors:restore`. The mirrors are named in one of three ways; by pattern or all, those that are FAILED are meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RestoreRequest {
+    /// Needed if the agent has several links.
+    #[serde(default)]
+    pub(crate) link: Option<String>,
+    #[serde(default)]
+    pub(crate) mirror_topic_names: Vec<String>,
+    /// A prefix followed by `*`.
+    #[serde(default)]
+    pub(crate) mirror_topic_name_pattern: Option<String>,
+    #[serde(default)]
+    pub(crate) all: bool,
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+    /// `fast` or `full`.
+    #[serde(default)]
+    pub(crate) mode: RestoreMode,
+    /// A new file on the agent's machine, for the lost tail of one topic; otherwise one is made up in data_dir.
+    #[serde(default)]
+    pub(crate) export_to: Option<PathBuf>,
+    /// Export to the topic `standfast.lost.<topic>` on the destination instead.
+    #[serde(default)]
+    pub(crate) export_topic: bool,
+}
+
+/// What became of each mirror that was to be restored or reversed, in the order asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RestoreResults {
+    pub(crate) dry_run: bool,
+    pub(crate) data: Vec<MirrorRestore>,
 }
 
 /// What became of each mirror, in the order asked for.

@@ -12,6 +12,7 @@ mod links;
 mod mirrors;
 mod outcomes;
 mod output;
+mod restore;
 mod settings;
 mod status;
 mod transitions;
@@ -204,6 +205,12 @@ pub(crate) enum MirrorCommand {
     /// Unplanned: stop mirrors now.
     #[command(after_help = transitions::FAILOVER_HELP)]
     Failover(transitions::FailoverArgs),
+    /// Put a returned cluster right: export what only it holds, delete it there, and mirror on.
+    #[command(after_help = restore::RESTORE_HELP)]
+    Restore(restore::RestoreArgs),
+    /// Let mirrors run towards the cluster that is not active any more.
+    #[command(after_help = restore::REVERSE_HELP)]
+    Reverse(transitions::Selection),
     /// Compare a mirror with its source, batch by batch, while mirroring goes on.
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
@@ -336,6 +343,12 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Faile
         }
         Command::Mirror(MirrorCommand::Failover(args)) => {
             transitions::failover(&agent()?, &printer, args).await
+        }
+        Command::Mirror(MirrorCommand::Restore(args)) => {
+            restore::restore(&agent()?, &printer, args).await
+        }
+        Command::Mirror(MirrorCommand::Reverse(selection)) => {
+            restore::reverse(&agent()?, &printer, selection).await
         }
         Command::Mirror(MirrorCommand::List { link }) => {
             mirrors::list(&agent()?, &printer, link.as_deref()).await

@@ -166,7 +166,7 @@ pub(super) async fn failover(
     run(agent, printer, "mirrors:failover", &request).await
 }
 
-fn request(selection: Selection) -> MirrorsRequest {
+pub(super) fn request(selection: Selection) -> MirrorsRequest {
     MirrorsRequest {
         link: selection.common.link,
         mirror_topic_names: selection.topics,

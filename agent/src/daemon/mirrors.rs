@@ -487,7 +487,10 @@ fn category(status: MirrorStatus) -> &'static str {
     match status {
         MirrorStatus::Active => "ACTIVE",
         MirrorStatus::Paused | MirrorStatus::LinkPaused => "PAUSED",
-        MirrorStatus::PendingMirror | MirrorStatus::PendingStopped => "PENDING",
+        MirrorStatus::PendingMirror
+        | MirrorStatus::PendingStopped
+        | MirrorStatus::PendingSetupForRestore
+        | MirrorStatus::PendingRestore => "PENDING",
         MirrorStatus::Stopped => "NOT_APPLICABLE",
         _ => "IN_ERROR",
     }

@@ -6,6 +6,7 @@ mod link;
 mod log_ends;
 mod mirrors;
 mod operations;
+mod restore;
 mod tasks;
 mod transitions;
 mod verification;
@@ -34,6 +35,7 @@ use crate::http;
 pub(crate) use link::{LinkControl, Phase};
 pub(crate) use mirrors::{LinkSet, name_of};
 pub(crate) use operations::Operations;
+pub(crate) use restore::Restores;
 pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
@@ -66,6 +68,7 @@ pub(crate) struct DaemonState {
     pub(crate) links: LinkSet,
     pub(crate) operations: Operations,
     pub(crate) verifications: Verifications,
+    pub(crate) restores: Restores,
 }
 
 impl Daemon {
@@ -100,6 +103,11 @@ impl Daemon {
             holder: format!("agent {}", config.agent.name),
             lock_ttl: config.failover.lock_ttl,
         };
+        let restores = Restores::new(
+            link_set.clone(),
+            coordination.clone(),
+            &config.agent.data_dir,
+        );
         let operations = Operations::new(
             coordination,
             link_set.clone(),
@@ -110,6 +118,7 @@ impl Daemon {
             Verifications::new(link_set.clone(), config.clusters, secrets, shutdown.clone());
         let state = DaemonState {
             verifications,
+            restores,
             name: config.agent.name,
             started_at: Timestamp::now(),
             fleet,

@@ -102,7 +102,7 @@ impl LinkSet {
         Ok(())
     }
 
-    fn the_link(&self, name: Option<&str>) -> Result<LinkControl, ErrorBody> {
+    pub(super) fn the_link(&self, name: Option<&str>) -> Result<LinkControl, ErrorBody> {
         let links = self.links();
         let names: Vec<&str> = (links.iter())
             .map(|link| link.section().name.as_str())
@@ -143,7 +143,7 @@ pub(super) fn timeout(asked_ms: Option<u64>, transition: Transition) -> Duration
     }
 }
 
-fn select(
+pub(super) fn select(
     control: &LinkControl,
     transition: Transition,
     request: &MirrorsRequest,
@@ -313,7 +313,7 @@ fn without_link(
         .collect()
 }
 
-fn error(error_code: ErrorCode, message: impl Into<String>) -> ErrorBody {
+pub(super) fn error(error_code: ErrorCode, message: impl Into<String>) -> ErrorBody {
     ErrorBody {
         error_code,
         message: message.into(),

@@ -317,7 +317,7 @@ pub(super) async fn already_active<C: Coordination, M: Mirrors>(
 }
 
 /// Fencing and lifting the fence raise the epoch and keep the key of the last flip's handoff, which ends with its epoch.
-fn handoff_epoch(record: &FleetRecord) -> Epoch {
+pub(crate) fn handoff_epoch(record: &FleetRecord) -> Epoch {
     let last = record
         .handoff
         .as_deref()

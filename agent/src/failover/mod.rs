@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{ErrorCode, Report, TopicReport};
 
 pub(crate) use coordination::DiscoveryCoordination;
+pub(crate) use flip::handoff_epoch;
 pub(crate) use planned::{Drain, switchover};
 pub(crate) use steps::Steps;
 pub(crate) use unplanned::failover;

@@ -6,6 +6,8 @@
 //! | `GET /v1/mirrors[?link=L]` | every mirror topic |
 //! | `GET /v1/mirrors/{topic}[?link=L]` | one mirror topic; a list, since several links may mirror it |
 //! | `POST /v1/mirrors:{pause,resume,promote,failover,create}` | [`MirrorsRequest`](crate::api::MirrorsRequest) → [`MirrorChanges`](crate::api::MirrorChanges), one result per topic |
+//! | `POST /v1/mirrors:restore` | [`RestoreRequest`](crate::api::RestoreRequest) → [`RestoreResults`](crate::api::RestoreResults), one result per topic |
+//! | `POST /v1/mirrors:reverse` | [`MirrorsRequest`](crate::api::MirrorsRequest) → [`RestoreResults`](crate::api::RestoreResults) |
 //! | `GET /v1/links`, `GET /v1/links/{link}` | the links, with states counted and groups |
 //! | `POST /v1/links:{create,update,delete}` | [`LinkCreateRequest`](crate::api::LinkCreateRequest) … → [`LinkChange`](crate::api::LinkChange) |
 //! | `POST /v1/links:{pause,resume}` | [`LinkRequest`](crate::api::LinkRequest) → [`Link`](crate::api::Link) |
@@ -22,6 +24,7 @@
 
 mod error;
 mod guard;
+mod restore;
 mod transitions;
 mod verify;
 
@@ -79,6 +82,7 @@ fn router(state: DaemonState, local: bool) -> Router {
     reads
         .merge(operations)
         .merge(transitions::routes())
+        .merge(restore::routes())
         .fallback(|| async {
             ApiError::new(ErrorCode::NotFound, "no such path; see `standfast --help`")
         })

@@ -15,7 +15,7 @@ use crate::api::{
 use crate::daemon::DaemonState;
 
 /// Largest request body: the names of ten thousands of topics.
-const TOPICS_MAX_BYTES: usize = 8 << 20;
+pub(super) const TOPICS_MAX_BYTES: usize = 8 << 20;
 
 pub(super) fn routes() -> Router<DaemonState> {
     let verbs = [

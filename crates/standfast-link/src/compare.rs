@@ -47,7 +47,7 @@ pub(crate) async fn contradiction(
         return Ok(None);
     };
     if !is_ours(last, producer_id) {
-        return Ok(Some(exact));
+        return held_otherwise(original, last, exact).await;
     }
     if filler::mark_of(last) == Some(Mark::Gap) {
         return record_behind(request, original, next).await;
@@ -70,6 +70,30 @@ pub(crate) async fn contradiction(
         }
         _ => Ok(Some(exact)),
     }
+}
+
+/// A batch that an application wrote here while this was the primary: the source was its mirror then, and may hold it joined with others in front of it, or
+/// encoded again. The same records, and nothing behind them.
+async fn held_otherwise(
+    original: RawBatch,
+    last: &RawBatch,
+    exact: String,
+) -> Result<Option<String>, Refusal> {
+    let (theirs, ours) = (&original.header, &last.header);
+    let copied = |header| {
+        matches!(
+            classify::admit(header, header.base_offset),
+            Ok(Kind::Plain | Kind::Hole(Hole::Altered))
+        )
+    };
+    let encloses =
+        theirs.base_offset <= ours.base_offset && theirs.next_offset() == ours.next_offset();
+    if !encloses || !copied(theirs) || !copied(ours) {
+        return Ok(Some(exact));
+    }
+    let mirror = last.clone();
+    let differs = decoding(move || missing(&[mirror], &original)).await?;
+    Ok(differs.map(|_| exact))
 }
 
 /// Compares a batch that was joined of several (see [`crate::join`]) with those that the source holds at its offsets, from `first` on.

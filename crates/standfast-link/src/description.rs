@@ -52,6 +52,10 @@ pub enum MirrorStatus {
     /// Being created, seeded or started.
     #[default]
     PendingMirror,
+    /// Being restored: what only the mirror holds is exported, then deleted.
+    PendingSetupForRestore,
+    /// Restored: waits until the source has passed the end of the mirror's old log, then mirrors.
+    PendingRestore,
 }
 
 /// Why a mirror topic is FAILED or in trouble.

@@ -18,7 +18,7 @@ use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
-use crate::{Error, acls, calls, groups, metrics, rate, transactions};
+use crate::{Error, acls, calls, groups, metrics, rate, restore, transactions};
 
 /// How long the destination may take to answer for its log ends after the mirrors were stopped.
 pub(crate) const LOG_ENDS_MAX: Duration = Duration::from_secs(5);
@@ -44,8 +44,13 @@ impl LinkHandle {
         let mirrors: Vec<MirrorDescription> = inner
             .topics()
             .iter()
-            .map(|topic| topic.describe(name, state.wanted(&topic.name()), state.paused))
-            .map(|mirror| self.with_members(mirror))
+            .map(|topic| {
+                let topic_name = topic.name();
+                let mut mirror = topic.describe(name, state.wanted(&topic_name), state.paused);
+                let phase = state.restore_phase(&topic_name);
+                mirror.mirror_status = restore::shown(mirror.mirror_status, phase);
+                self.with_members(mirror)
+            })
             .collect();
         let (link_state, link_error) = inner.state(&mirrors);
         let id = inner.producer_id.load(Ordering::Acquire);
@@ -181,13 +186,15 @@ impl LinkHandle {
                         Err("the destination did not name a log end".to_owned())
                     }),
                 };
-                topics::status(&topics, id).describe_stopped(
+                let mut stopped = topics::status(&topics, id).describe_stopped(
                     &id.topic,
                     id.partition,
                     drained,
                     end,
                     open,
-                )
+                );
+                restore::stopped_meanwhile(&inner.options.lifecycle, &mut stopped);
+                stopped
             })
             .collect())
     }

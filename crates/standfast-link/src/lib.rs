@@ -37,6 +37,7 @@ mod rate;
 mod records;
 mod refusal;
 mod rest;
+mod restore;
 mod retention;
 mod rewrite;
 mod seed;
@@ -70,6 +71,10 @@ pub use options::{
     MIN_GROUP_SYNC_INTERVAL, ProduceOptions,
 };
 pub use rate::MIN_RATE_LIMIT;
+pub use restore::{
+    LostTail, MirrorRestore, PartitionTruncation, RestoreExport, RestoreMode, RestoreOptions,
+    RestorePhase, RestoreState,
+};
 pub use transitions::Transition;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::description::{MirrorStatus, PartitionLag, PartitionState};
 use crate::filters::{self, Filter};
+use crate::restore::{RestorePhase, RestoreState};
 use crate::status::now_ms;
 
 /// What a mirror topic should do.
@@ -26,7 +27,7 @@ pub enum Wanted {
 }
 
 /// What is remembered of one mirror topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub struct TopicState {
     /// What it should do.
@@ -37,6 +38,9 @@ pub struct TopicState {
     /// Orders the commands on this topic: of two agents that share the link, the later one counts. 0: no command came.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changed: u64,
+    /// A restore that has not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreState>,
 }
 
 /// All mirrors are to rest, because an operation on the fleet is under way or has ended at another cluster.
@@ -110,8 +114,52 @@ impl Lifecycle {
             _ if state.stop_token().is_some() => Some(PartitionState::Stopped),
             Wanted::Stopped => Some(PartitionState::Stopped),
             Wanted::Paused => Some(PartitionState::Paused),
-            Wanted::Active => state.paused.then_some(PartitionState::Paused),
+            Wanted::Active => {
+                let rests = state.paused
+                    || state.restore_phase(topic) == Some(RestorePhase::PendingSetupForRestore);
+                rests.then_some(PartitionState::Paused)
+            }
         }
+    }
+
+    /// How far the restore of a topic has come; `None`: it is not being restored.
+    pub fn restore_phase(&self, topic: &str) -> Option<RestorePhase> {
+        self.0.borrow().restore_phase(topic)
+    }
+
+    /// Says that topics are being restored, and how far that is. They mirror afterwards, whatever they did before.
+    pub(crate) fn set_restore<'a>(
+        &self,
+        topics: impl IntoIterator<Item = &'a str>,
+        restore: &RestoreState,
+    ) {
+        self.change(|state| {
+            let (mut changed, at) = (false, state.next_change());
+            for topic in topics {
+                let entry = state.topics.entry(topic.to_owned()).or_default();
+                changed |= entry.restore.as_ref() != Some(restore);
+                entry.restore = Some(restore.clone());
+                if std::mem::replace(&mut entry.state, Wanted::Active) != Wanted::Active {
+                    (entry.changed, changed) = (at, true);
+                }
+            }
+            changed
+        });
+    }
+
+    /// The restore of a topic is over; `wanted` says what the mirror should do from now on.
+    pub(crate) fn end_restore(&self, topic: &str, wanted: Wanted) {
+        self.change(|state| {
+            let at = state.next_change();
+            let Some(entry) = state.topics.get_mut(topic) else {
+                return false;
+            };
+            let mut changed = entry.restore.take().is_some();
+            if std::mem::replace(&mut entry.state, wanted) != wanted {
+                (entry.changed, changed) = (at, true);
+            }
+            changed
+        });
     }
 
     /// Whether the link as a whole is paused.
@@ -138,6 +186,9 @@ impl Lifecycle {
                 let entry = state.topics.entry(topic.to_owned()).or_default();
                 if std::mem::replace(&mut entry.state, wanted) != wanted {
                     (entry.changed, changed) = (at, true);
+                }
+                if wanted == Wanted::Stopped {
+                    changed |= entry.restore.take().is_some();
                 }
             }
             changed
@@ -227,6 +278,8 @@ impl RunningState {
     pub(crate) fn commanded(&self) -> Self {
         let mut state = self.clone();
         state.topics.retain(|_, topic| topic.changed > 0);
+        // A restore is the work of the one engine that was told to.
+        state.topics.values_mut().for_each(|t| t.restore = None);
         state
     }
 
@@ -243,9 +296,15 @@ impl RunningState {
             changed = true;
         }
         for (name, topic) in &theirs.topics {
-            let before = self.topics.get(name).map_or(0, |ours| ours.changed);
+            let ours = self.topics.get(name);
+            let before = ours.map_or(0, |ours| ours.changed);
             if topic.changed > before {
-                self.topics.insert(name.clone(), *topic);
+                let restore = ours.and_then(|ours| ours.restore.clone());
+                let taken = TopicState {
+                    restore: restore.filter(|_| topic.state != Wanted::Stopped),
+                    ..topic.clone()
+                };
+                self.topics.insert(name.clone(), taken);
                 topics.push(name.clone());
                 changed = true;
             }
@@ -273,6 +332,12 @@ impl RunningState {
     /// What a topic should do, apart from a pause of the whole link.
     pub fn wanted(&self, topic: &str) -> Wanted {
         self.topics.get(topic).map_or(Wanted::Active, |t| t.state)
+    }
+
+    /// How far the restore of a topic has come; `None`: it is not being restored.
+    pub fn restore_phase(&self, topic: &str) -> Option<RestorePhase> {
+        let restore = self.topics.get(topic)?.restore.as_ref();
+        restore.map(|restore| restore.phase)
     }
 }
 
@@ -307,6 +372,14 @@ pub enum TransitionErrorCode {
     NotConfirmed,
     /// Something else changed the mirror meanwhile.
     Superseded,
+    /// Only a mirror that is FAILED or STOPPED can be restored.
+    NotRestorable,
+    /// The mirror is being restored.
+    RestoreInProgress,
+    /// The restore stopped before anything was deleted; the message says why.
+    RestoreFailed,
+    /// The mirror's log holds records that the source does not have: it can only go on after a restore.
+    RestoreNeeded,
     /// The link does not run.
     LinkNotRunning,
     /// The state could not be saved: a restart would not know of it.

@@ -21,10 +21,11 @@ use crate::membership::{self, Share};
 use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::rate::RateLimit;
+use crate::restore::Restores;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::topics::{self, Topic};
-use crate::{Error, acls, configs, groups, guard, identity, paused, refusal, retention};
+use crate::{Error, acls, configs, groups, guard, identity, paused, refusal, restore, retention};
 
 /// Longest wait between tries to reach a cluster.
 const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -64,6 +65,7 @@ pub(crate) struct Inner {
     groups: Mutex<Vec<GroupDescription>>,
     acls: Mutex<AclSyncDescription>,
     trouble: Mutex<Trouble>,
+    pub(crate) restores: Restores,
 }
 
 /// Why the link is not ACTIVE.
@@ -108,6 +110,7 @@ impl Link {
             groups: Mutex::new(groups),
             acls: Mutex::default(),
             trouble: Mutex::default(),
+            restores: Restores::default(),
         });
         Ok((
             Link {
@@ -248,6 +251,10 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
     jobs.spawn(until_stopped(
         Arc::clone(inner),
         paused::keep(Arc::clone(inner), context.clone()),
+    ));
+    jobs.spawn(until_stopped(
+        Arc::clone(inner),
+        restore::keep(Arc::clone(inner)),
     ));
     jobs.spawn(until_stopped(
         Arc::clone(inner),

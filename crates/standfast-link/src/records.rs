@@ -59,7 +59,7 @@ fn record<'a>(rest: &mut &'a [u8]) -> Option<Record<'a>> {
     })
 }
 
-fn varint(rest: &mut &[u8]) -> Option<i64> {
+pub(crate) fn varint(rest: &mut &[u8]) -> Option<i64> {
     let mut value = 0u64;
     for group in 0..MAX_VARINT_LEN {
         let (byte, after) = rest.split_first()?;

@@ -28,12 +28,13 @@ const DELETE_EVERY: u32 = 64;
 const PRODUCE_TIMEOUT_MS: i32 = 25_000;
 const PRODUCE_OVERDUE: Duration = Duration::from_secs(30);
 
-/// Fills from `from` up to `target`, deletes the filler and answers `target`.
+/// Fills from `from` up to `target`, deletes the filler and answers `target`. The sequence numbers of the link's producer id lag behind the offsets by `sequence_shift`.
 pub(crate) async fn run(
     request: &Request,
     from: i64,
     target: i64,
     producer_id: i64,
+    sequence_shift: i64,
 ) -> Result<i64, Refusal> {
     if target == 0 {
         return Ok(0);
@@ -41,7 +42,7 @@ pub(crate) async fn run(
     if from < target {
         request.status.enter(PartitionState::Seeding, None);
         info!(partition = %request.id, from, target, "seeding the destination up to the source's log start");
-        fill(request, from, target, producer_id).await?;
+        fill(request, from, target, (producer_id, sequence_shift)).await?;
     }
     calls::delete_records(&request.context.destination, &request.id, target)
         .await
@@ -49,7 +50,12 @@ pub(crate) async fn run(
     Ok(target)
 }
 
-async fn fill(request: &Request, from: i64, target: i64, producer_id: i64) -> Result<(), Refusal> {
+async fn fill(
+    request: &Request,
+    from: i64,
+    target: i64,
+    producer: (i64, i64),
+) -> Result<(), Refusal> {
     let id = &request.id;
     let timestamp = calls::first_timestamp(&request.context.source, id, target)
         .await
@@ -81,7 +87,7 @@ async fn fill(request: &Request, from: i64, target: i64, producer_id: i64) -> Re
                 .await
                 .map_err(|text| Refusal::Later(Doubt::destination(text)))?,
         };
-        match append(&mut connection, request, &batch, at, producer_id).await? {
+        match append(&mut connection, request, &batch, at, producer).await? {
             Appended::Yes => {
                 at += count;
                 since_delete += 1;
@@ -123,13 +129,13 @@ async fn append(
     request: &Request,
     batch: &RawBatch,
     at: i64,
-    producer_id: i64,
+    (producer_id, sequence_shift): (i64, i64),
 ) -> Result<Appended, Refusal> {
     let later = |text: String| Refusal::Later(Doubt::destination(text));
     let stamp = ProducerStamp {
         producer_id,
         producer_epoch: 0,
-        base_sequence: sequence_of(at),
+        base_sequence: sequence_of(at - sequence_shift),
     };
     let batch = batch.restamp(stamp).map_err(|e| later(e.to_string()))?;
     let id = &request.id;

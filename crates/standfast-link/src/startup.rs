@@ -18,6 +18,7 @@ use crate::description::MirrorTopicError;
 use crate::filler::{self, Mark};
 use crate::partition::{Doubt, Failure, PartitionId, Side};
 use crate::refusal;
+use crate::restore::rejoin;
 use crate::seed;
 use crate::shard::Context;
 use crate::status::PartitionStatus;
@@ -95,16 +96,26 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         .is_some_and(|(_, stable)| *stable < destination_log.end);
     let last = last.map(|(batch, _)| batch);
     let known_shift = known_shift(last.as_ref(), destination_log.end, producer_id);
-    let position = match last {
-        None if destination_log.end == 0 => seed::run(request, 0, first, producer_id).await?,
-        None if destination_log.end < first => return Err(gone(first, destination_log).into()),
-        None => {
+    let rejoined = if rejoin::is_pending(request) {
+        rejoin::position(request, last.as_ref(), first, destination_log, producer_id).await?
+    } else {
+        None
+    };
+    let position = match (rejoined, last) {
+        (Some(position), _) => position,
+        (None, None) if destination_log.end == 0 => {
+            seed::run(request, 0, first, producer_id, 0).await?
+        }
+        (None, None) if destination_log.end < first => {
+            return Err(gone(first, destination_log).into());
+        }
+        (None, None) => {
             // All of it was deleted there (retention, or a restore). Nothing contradicts the source.
             warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
             destination_log.end
         }
         // Filler of a link behind this one is compared like any batch.
-        Some(last)
+        (None, Some(last))
             if filler::mark_of(&last) == Some(Mark::Seed)
                 && (last.header.producer_id == producer_id
                     || destination_log.end <= source_log.start) =>
@@ -116,10 +127,12 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
                 ))
                 .into());
             }
-            seed::run(request, destination_log.end, first, producer_id).await?
+            seed::run(request, destination_log.end, first, producer_id, 0).await?
         }
-        Some(_) if destination_log.end < first => return Err(gone(first, destination_log).into()),
-        Some(last) => {
+        (None, Some(_)) if destination_log.end < first => {
+            return Err(gone(first, destination_log).into());
+        }
+        (None, Some(last)) => {
             compare(request, &last, source_log, destination_log, producer_id).await?;
             destination_log.end
         }
@@ -236,6 +249,11 @@ async fn settle(request: &Request, producer_id: i64) -> Result<(LogRange, LogRan
             .map_err(source)?;
         if destination_log.end <= source_log.end {
             return Ok((source_log, destination_log));
+        }
+        if rejoin::is_pending(request)
+            && let Some(later) = rejoin::waits(source_log, destination_log)
+        {
+            return Err(later);
         }
         let last = last_batch(request, destination_log).await?;
         if let Some((last, _)) = last.filter(|(last, _)| {

@@ -14,6 +14,7 @@ use crate::handle::{LOG_ENDS_MAX, LinkHandle, UNANSWERED_SETTLES};
 use crate::lifecycle::{Lifecycle, MirrorChange, TransitionErrorCode, Wanted};
 use crate::partition::PartitionId;
 use crate::rest::RestOrder;
+use crate::restore::RestorePhase;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
 use crate::transactions;
@@ -220,6 +221,11 @@ impl LinkHandle {
                 Some((
                     TransitionErrorCode::LinkNotRunning,
                     "the link was stopped by a failover or switchover".to_owned(),
+                ))
+            } else if state.restore_phase(name) == Some(RestorePhase::PendingSetupForRestore) {
+                Some((
+                    TransitionErrorCode::RestoreInProgress,
+                    "the mirror is being restored; wait for its end".to_owned(),
                 ))
             } else {
                 refusal(name, topic, state.wanted(name), state.paused, transition)

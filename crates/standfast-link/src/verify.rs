@@ -4,6 +4,7 @@
 //! both clusters held when the partition's turn came. Works on any pair of topics, also when no link runs.
 
 mod compare;
+mod prefix;
 mod report;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use standfast_wire::{Cluster, ClusterOptions, ResponseError};
 use crate::calls::{self, LogRange};
 use crate::partition::PartitionId;
 use compare::{Compared, Reason, Side, Span, judge};
+pub(crate) use prefix::Logs;
 pub use report::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyProgress, VerifyReport,
     VerifyResult,
