@@ -24,25 +24,20 @@ pub(crate) struct LogRange {
 }
 
 pub(crate) async fn log_range(cluster: &Cluster, id: &PartitionId) -> Result<LogRange, Error> {
-    let mut start = None;
-    let mut end = None;
-    // The start is asked together with the end; it only grows, so a start above the end is a moment's view.
-    for (spec, place) in [
-        (OffsetSpec::Earliest, &mut start),
-        (OffsetSpec::Latest, &mut end),
-    ] {
-        for (_, listed) in cluster
+    let ask = async |spec| {
+        let listed = cluster
             .list_offsets(&[(id.clone(), spec)], Isolation::ReadUncommitted)
-            .await
-        {
-            *place = Some(listed?.offset);
+            .await;
+        match listed.into_iter().next() {
+            Some((_, listed)) => listed.map(|l| l.offset),
+            None => Err(Error::LeaderUnavailable {
+                topic: id.topic.clone(),
+                partition: id.partition,
+            }),
         }
-    }
-    let missing = || Error::LeaderUnavailable {
-        topic: id.topic.clone(),
-        partition: id.partition,
     };
-    let (start, end) = (start.ok_or_else(missing)?, end.ok_or_else(missing)?);
+    // Both at the same time; the start only grows, so a start above the end is a moment's view.
+    let (start, end) = tokio::try_join!(ask(OffsetSpec::Earliest), ask(OffsetSpec::Latest))?;
     Ok(LogRange {
         start: start.min(end),
         end,

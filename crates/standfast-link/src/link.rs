@@ -24,6 +24,7 @@ use crate::rate::RateLimit;
 use crate::restore::Restores;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
+use crate::startup::MAX_READING;
 use crate::topics::{self, Topic};
 use crate::{Error, acls, configs, groups, guard, identity, paused, refusal, restore, retention};
 
@@ -200,6 +201,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         share: inner.share.clone(),
         rate: Arc::clone(&inner.rate),
         control: tokio::runtime::Handle::current(),
+        reading: Arc::new(Semaphore::new(MAX_READING)),
         slow_paths: Arc::new(Semaphore::new(MAX_SLOW)),
     };
     let mut threads = Vec::new();

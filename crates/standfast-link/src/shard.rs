@@ -35,8 +35,8 @@ use crate::startup::{self, Refusal, Started};
 use crate::status::PartitionStatus;
 use crate::writer::{self, WriterQueue};
 
-/// Start-ups at a time; each may hold two batches in memory.
-const MAX_STARTING: usize = 4;
+/// Start-ups at a time; most of their time they wait for answers. Those that read batches are bounded by [`startup::MAX_READING`].
+const MAX_STARTING: usize = 32;
 
 /// How often stalled partitions and overdue requests are looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -113,6 +113,8 @@ pub(crate) struct Context {
     pub(crate) rate: Arc<RateLimit>,
     /// The runtime of the control plane.
     pub(crate) control: tokio::runtime::Handle,
+    /// One permit per start-up that reads batches, or seeds.
+    pub(crate) reading: Arc<Semaphore>,
     /// One permit per partition that is at work on the slow path.
     pub(crate) slow_paths: Arc<Semaphore>,
 }

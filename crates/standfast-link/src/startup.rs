@@ -28,6 +28,9 @@ use crate::transactions;
 const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
 const WATERMARK_POLL: Duration = Duration::from_millis(200);
 
+/// Start-ups of a link that read batches or seed, at a time; each may hold two batches in memory.
+pub(crate) const MAX_READING: usize = 4;
+
 /// What start-up needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -89,6 +92,13 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         )));
     }
     let (source_log, destination_log) = settle(request, producer_id).await?;
+    let _one_of_few = if destination_log.end == 0 && source_log.start == 0 {
+        // Nothing to read.
+        None
+    } else {
+        let permit = context.reading.acquire().await;
+        Some(permit.map_err(|e| Refusal::Later(Doubt::destination(e.to_string())))?)
+    };
     let first = first_whole(request, source_log, destination_log).await?;
     let last = last_batch(request, destination_log).await?;
     let inside_transaction = last

@@ -75,7 +75,7 @@ impl Dataset {
     /// Small transactions, one after the other.
     pub(super) fn transactional(partitions: i32, records: u64) -> Self {
         Self {
-            batch_bytes: 0,
+            batch_bytes: DEFAULT_BATCH_BYTES,
             record_bytes: 100,
             transactions: true,
             prefix: "transactions",

@@ -7,8 +7,8 @@ use super::dataset::Dataset;
 use super::standfast::Standfast;
 use super::{Clusters, time_copy};
 
-/// Records per partition; a transaction holds some tens of them.
-const RECORDS: u64 = 20_000;
+/// Partitions, and records in all; the producer puts some tens of records into a transaction.
+const SETS: [(i32, u64); 3] = [(1, 60_000), (4, 60_000), (16, 120_000)];
 /// The first round also warms the brokers up and is not counted.
 const ROUNDS: usize = 2;
 
@@ -16,8 +16,8 @@ pub(super) fn run(clusters: &Clusters, step: &dyn Fn(String)) -> Result<String> 
     let mut text = String::from(
         "| partitions | transactions (markers) | seconds | transactions/s | CPU-s per thousand |\n|--:|--:|--:|--:|--:|\n",
     );
-    for partitions in [1, 4, 16] {
-        let data = Dataset::transactional(partitions, RECORDS * partitions.unsigned_abs() as u64);
+    for (partitions, records) in SETS {
+        let data = Dataset::transactional(partitions, records);
         step(format!("{data}: loading {} records", data.records));
         data.load(&clusters.source)?;
         let stored: i64 = clusters.source.log_end_offsets(&data.topic())?.iter().sum();
