@@ -113,7 +113,7 @@ pub(crate) struct Context {
     pub(crate) rate: Arc<RateLimit>,
     /// The runtime of the control plane.
     pub(crate) control: tokio::runtime::Handle,
-    /// One permit per start-up that reads batches, or seeds.
+    /// One permit per start-up that reads batches.
     pub(crate) reading: Arc<Semaphore>,
     /// One permit per partition that is at work on the slow path.
     pub(crate) slow_paths: Arc<Semaphore>,

@@ -28,7 +28,7 @@ use crate::transactions;
 const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
 const WATERMARK_POLL: Duration = Duration::from_millis(200);
 
-/// Start-ups of a link that read batches or seed, at a time; each may hold two batches in memory.
+/// Start-ups of a link that read batches, at a time; each may hold two batches in memory.
 pub(crate) const MAX_READING: usize = 4;
 
 /// What start-up needs.
@@ -92,7 +92,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         )));
     }
     let (source_log, destination_log) = settle(request, producer_id).await?;
-    let _one_of_few = if destination_log.end == 0 && source_log.start == 0 {
+    let one_of_few = if destination_log.end == 0 && source_log.start == 0 {
         // Nothing to read.
         None
     } else {
@@ -114,6 +114,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
     let position = match (rejoined, last) {
         (Some(position), _) => position,
         (None, None) if destination_log.end == 0 => {
+            drop(one_of_few);
             seed::run(request, 0, first, producer_id, 0).await?
         }
         (None, None) if destination_log.end < first => {
@@ -137,6 +138,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
                 ))
                 .into());
             }
+            drop(one_of_few);
             seed::run(request, destination_log.end, first, producer_id, 0).await?
         }
         (None, Some(_)) if destination_log.end < first => {
