@@ -16,6 +16,9 @@ use crate::partition::PartitionId;
 /// Leader epochs of the source mean nothing on the destination.
 const NO_LEADER_EPOCH: i32 = -1;
 
+/// Set on topics whose older segments are kept in tiered storage.
+const REMOTE_STORAGE: &str = "remote.storage.enable";
+
 /// Where a log starts and ends (its high watermark).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogRange {
@@ -205,6 +208,13 @@ pub(crate) async fn configs_of_topics(
         Some((Arc::from(name), configs.map(by_name)))
     });
     Ok(named.collect())
+}
+
+/// Whether an answer without records means that there are none. A broker that keeps older segments in tiered storage (KIP-405) also answers none when that storage is slow.
+pub(crate) async fn reads_are_local(cluster: &Cluster, topic: &str) -> Result<bool, Error> {
+    let configs = topic_configs(cluster, topic).await?;
+    let tiered = configs.get(REMOTE_STORAGE).and_then(|c| c.value.as_deref());
+    Ok(tiered != Some("true"))
 }
 
 /// Creates a topic; one that another engine of the link has just created is fine.

@@ -37,7 +37,7 @@ pub(crate) async fn contradiction(
         .await
         .map_err(source)?;
     let Some(original) = original else {
-        if is_ours(last, producer_id) {
+        if is_ours(last, producer_id) && reads_are_local(request).await? {
             // The source's log ends in a gap there (compaction): nothing is left that could contradict.
             return Ok(None);
         }
@@ -151,6 +151,12 @@ async fn joined(
     }
     let mirror = last.clone();
     decoding(move || missing(&parts, &mirror)).await
+}
+
+async fn reads_are_local(request: &Request) -> Result<bool, Refusal> {
+    calls::reads_are_local(&request.context.source, &request.id.topic)
+        .await
+        .map_err(source)
 }
 
 async fn batch_at(request: &Request, offset: i64) -> Result<RawBatch, Refusal> {

@@ -80,6 +80,8 @@ pub(crate) struct SlowPath<'a> {
     /// The link's own transactions, once one was met.
     pub(crate) writers: Option<Writers>,
     started: Started,
+    /// The last answer of the source held no record at all.
+    nothing_there: bool,
     source: Source,
     destination: (FrameReader, FrameWriter),
     /// When a stop was noticed inside a transaction.
@@ -115,11 +117,15 @@ pub(crate) async fn run(request: Request, started: Started) -> Result<Started, R
             permit = None;
             continue;
         }
-        if fetched.is_empty() && path.position() < path.started.source_end {
+        if path.nothing_there && path.position() < path.started.source_end {
             // Nothing stands there up to the log's end: what did was compacted away. Seen twice, so that no moment's view is filled in.
             let end = path.started.source_end;
             if nothing_up_to.replace(end) == Some(end) {
-                path.fill_to(end).await?;
+                if path.reads_are_local().await? {
+                    path.fill_to(end).await?;
+                } else {
+                    permit = None;
+                }
                 busy_at = Instant::now();
             }
             continue;
@@ -176,10 +182,19 @@ impl<'a> SlowPath<'a> {
             last_stable_offset: -1,
             writers: None,
             started,
+            nothing_there: false,
             source,
             destination,
             stopping_since: None,
         })
+    }
+
+    async fn reads_are_local(&self) -> Result<bool, Refusal> {
+        let asked = calls::reads_are_local(&self.request.context.source, &self.request.id.topic);
+        tokio::select! {
+            local = asked => local.map_err(source),
+            () = self.request.stopping.cancelled() => Err(stopped()),
+        }
     }
 
     /// Puts filler up to the source's end.
@@ -268,6 +283,7 @@ impl<'a> SlowPath<'a> {
         self.request.status.source_answered(fetched.high_watermark);
         self.started.source_end = fetched.high_watermark;
         self.last_stable_offset = fetched.last_stable_offset;
+        self.nothing_there = fetched.records.is_empty();
         let mut taken = Vec::new();
         for batch in batches(fetched.records) {
             match batch {
