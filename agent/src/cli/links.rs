@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::client::AgentClient;
 use super::output::{Printer, cell, number, state};
 use super::settings::short;
-use super::status::LOOK_LIMIT;
+use super::status::{LOOK_LIMIT, reasons};
 use crate::api::{Link, LinkList, LinkRequest};
 use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
@@ -32,12 +32,14 @@ pub(super) async fn describe(
     }
     table(printer, &links.data)?;
     for link in &links.data {
-        printer.line("")?;
-        let mut counts = printer.table(&["State Category", "Mirrors"]);
-        for category in &link.category_counts {
-            counts.row([cell(&category.state_category), cell(category.count)]);
+        if !link.category_counts.is_empty() {
+            printer.line("")?;
+            let mut counts = printer.table(&["State Category", "Mirrors"]);
+            for category in &link.category_counts {
+                counts.row([cell(&category.state_category), cell(category.count)]);
+            }
+            counts.print()?;
         }
-        counts.print()?;
         printer.line("")?;
         tasks(printer, link)?;
         if !link.groups.is_empty() {
@@ -126,11 +128,9 @@ fn table(printer: &Printer, links: &[Link]) -> Result<(), Failed> {
         "Link State",
         "Mirrors",
         "Max Lag",
-        "Reason",
     ]);
     for link in links {
         let status = &link.status;
-        let reason = status.reason.as_ref().or(status.link_error.as_ref());
         table.row([
             cell(&status.link_name),
             cell(&status.source_cluster),
@@ -140,8 +140,8 @@ fn table(printer: &Printer, links: &[Link]) -> Result<(), Failed> {
             state(&status.link_state),
             cell(status.mirror_count),
             number(status.max_lag),
-            cell(reason.map_or("", String::as_str)),
         ]);
     }
-    table.print()
+    table.print()?;
+    reasons(printer, links.iter().map(|link| &link.status))
 }

@@ -114,8 +114,18 @@ impl TablePrinter<'_> {
 
     pub(super) fn print(self) -> Result<(), Failed> {
         let text = self.table.to_string();
-        let trimmed: Vec<&str> = text.lines().map(str::trim_end).collect();
+        let trimmed: Vec<String> = text.lines().map(trimmed).collect();
         self.printer.line(trimmed.join("\n"))
+    }
+}
+
+/// A line without the padding of its last cell, which may stand inside of the colour's end.
+fn trimmed(line: &str) -> String {
+    const END: &str = "\u{1b}[0m";
+    let line = line.trim_end();
+    match line.strip_suffix(END) {
+        Some(coloured) => format!("{}{END}", coloured.trim_end()),
+        None => line.to_owned(),
     }
 }
 

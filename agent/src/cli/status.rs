@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::client::AgentClient;
 use super::output::{Printer, cell, number, state};
-use crate::api::Status;
+use crate::api::{LinkStatus, Status};
 use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
 
@@ -61,10 +61,8 @@ pub(super) async fn show(agent: &AgentClient, printer: &Printer) -> Result<Exit,
         "Link State",
         "Mirrors",
         "Max Lag",
-        "Reason",
     ]);
     for link in &status.links {
-        let reason = link.reason.as_ref().or(link.link_error.as_ref());
         table.row([
             cell(&link.link_name),
             cell(&link.source_cluster),
@@ -72,12 +70,25 @@ pub(super) async fn show(agent: &AgentClient, printer: &Printer) -> Result<Exit,
             state(&link.link_state),
             cell(link.mirror_count),
             number(link.max_lag),
-            cell(reason.map_or("", String::as_str)),
         ]);
     }
     table.print()?;
+    reasons(printer, status.links.iter())?;
     hints(&status, printer);
     Ok(Exit::Ok)
+}
+
+/// Why links are not ACTIVE: too long for a table.
+pub(super) fn reasons<'l>(
+    printer: &Printer,
+    links: impl Iterator<Item = &'l LinkStatus>,
+) -> Result<(), Failed> {
+    for link in links {
+        if let Some(reason) = link.reason.as_ref().or(link.link_error.as_ref()) {
+            printer.line(format!("link {}: {reason}", link.link_name))?;
+        }
+    }
+    Ok(())
 }
 
 fn hints(status: &Status, printer: &Printer) {
