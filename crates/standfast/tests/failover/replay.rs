@@ -164,17 +164,18 @@ async fn a_log_that_is_no_mirror_protects_nothing() {
     assert!(sent > 20, "{sent}");
     let blocking = small(Overflow::Block).await;
     let mut last = 0;
-    while tokio::time::timeout(Duration::from_secs(3), blocking.send(record(3, last)))
-        .await
-        .is_ok()
-    {
+    let refusal = loop {
+        match blocking.try_send(record(3, last)) {
+            Ok(answer) => answer.await.expect("sent"),
+            Err(error) => break error,
+        };
         last += 1;
-    }
+    };
+    assert!(matches!(refusal, Error::Unprotected { .. }), "{refusal}");
     assert!(last > 20, "{last}");
-    assert!(matches!(
-        blocking.try_send(record(3, 0)),
-        Err(Error::Unprotected { .. })
-    ));
+    let blocked =
+        tokio::time::timeout(Duration::from_secs(1), blocking.send(record(3, last))).await;
+    assert!(blocked.is_err(), "it waits for room");
     mirror(&west, &east, 3, last as i64);
     let freed = tokio::time::timeout(SOON, blocking.send(record(3, last))).await;
     freed.expect("in time").expect("room again");
@@ -183,12 +184,14 @@ async fn a_log_that_is_no_mirror_protects_nothing() {
     for n in 0..200 {
         careless.send(record(2, n)).await.expect("sent");
     }
-    let unprotected = event(&mut events, "unprotected", |event| match event {
-        FleetEvent::Unprotected { records, .. } => Some(records),
-        _ => None,
+    event(&mut events, "unprotected", |event| {
+        matches!(event, FleetEvent::Unprotected { .. }).then_some(())
     })
     .await;
-    assert!(unprotected > 50, "{unprotected}");
+    until("they are counted", || {
+        fleet.snapshot().records_unprotected > 50
+    })
+    .await;
     drop(careless);
 
     world.flip(EAST, None).await;
