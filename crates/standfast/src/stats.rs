@@ -63,6 +63,8 @@ counters! {
     filler_hidden,
     /// Records that came again, after a failover, and were not handed out a second time.
     records_repeated,
+    /// Positions told to the group because another member reads on after a failover.
+    positions_handed_over,
     /// Records read ahead and thrown away because the partition had moved to another cluster or member.
     records_discarded,
     /// Acks that did not count, because the record does not exist on the present cluster or the partition has gone.

@@ -10,8 +10,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::ConsumerShared;
 use super::context::WorkerContext;
+use super::handover;
 use super::partition::Partition;
-use super::start::{Carried, Committed, Known, Own, Start, label, labelled_epoch, labelled_window};
+use super::start::{Carried, Committed, Known, Own, Start, label, labelled_window};
 use super::window::{MAX_TEXT, Window};
 use crate::event::{FleetEvent, StartReason};
 use crate::ffi::{self, CommitQueue};
@@ -23,6 +24,9 @@ const ASK: Duration = Duration::from_secs(3);
 
 /// Pause between two attempts to find the start of held partitions.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The same while a position is about to be handed over.
+const HANDOVER_RETRY: Duration = Duration::from_millis(150);
 
 type Key = (String, i32);
 
@@ -38,6 +42,8 @@ pub(super) struct Assignment {
     unanswered: usize,
     /// By how much the windows are shorter than usual, because the broker takes less metadata.
     window_cut: usize,
+    /// Partitions were assigned; see what was not.
+    must_hand_over: bool,
 }
 
 #[derive(Debug)]
@@ -49,9 +55,10 @@ struct Running {
     committed: i64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     carried: Option<Carried>,
+    since: Instant,
     verify: bool,
     /// The reason that was reported.
     told: Option<String>,
@@ -67,12 +74,40 @@ impl Assignment {
                 key,
                 Held {
                     carried,
-                    ..Held::default()
+                    since: Instant::now(),
+                    verify: false,
+                    told: None,
                 },
             );
         }
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
+        self.must_hand_over = true;
+    }
+
+    /// Tells the group the positions of partitions that others read on.
+    pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+        let (true, Some(queue)) = (self.must_hand_over, &self.commits) else {
+            return;
+        };
+        let context = consumer.context();
+        let target = context.shared.target();
+        // While the handoff is being read, positions mean nothing yet.
+        let Some(target) = target.filter(|target| !target.handoffs.pending) else {
+            return;
+        };
+        self.must_hand_over = false;
+        let limit = MAX_TEXT.saturating_sub(self.window_cut);
+        match handover::hand_over(consumer, queue, &target, limit) {
+            Ok(commits) => self.unanswered += commits,
+            Err(error) => {
+                tracing::warn!(
+                    client = context.log.client.as_str(),
+                    error,
+                    "positions could not be handed over"
+                )
+            }
+        }
     }
 
     /// Looks again for the start of held partitions.
@@ -224,9 +259,11 @@ impl Assignment {
                     partition: running.partition,
                     from: epoch,
                     same_cluster: true,
+                    handed_over: false,
                 };
                 let held = Held {
                     carried: Some(carried),
+                    since: Instant::now(),
                     verify: true,
                     told: None,
                 };
@@ -326,6 +363,12 @@ impl Assignment {
         for (key, mut held) in std::mem::take(&mut self.held) {
             let known = committed.remove(&key);
             let at = known.as_ref().map(|(committed, _)| *committed);
+            let bound = |from| target.handoffs.bound(&key.0, key.1, from);
+            if held.carried.is_none() && handover::is_awaited(at, held.since, bound) {
+                self.retry_at = Some(Instant::now() + HANDOVER_RETRY);
+                self.held.insert(key, held);
+                continue;
+            }
             match held.find_start(consumer, &target, &key, at) {
                 Ok((offset, reason)) => {
                     self.start(context, &key, held, offset, reason, known);
@@ -407,10 +450,7 @@ impl Assignment {
             return Err("the group's offsets cannot be read for every partition".to_owned());
         }
         let known = entries.into_iter().filter_map(|entry| {
-            let committed = Committed {
-                offset: entry.offset?,
-                epoch: labelled_epoch(&entry.metadata),
-            };
+            let committed = Committed::of(&entry)?;
             let window = labelled_window(&entry.metadata);
             Some(((entry.topic, entry.partition), (committed, window)))
         });

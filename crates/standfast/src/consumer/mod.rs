@@ -3,6 +3,7 @@
 mod assignment;
 mod context;
 mod driver;
+mod handover;
 mod mailbox;
 mod message;
 mod orphans;
@@ -384,6 +385,7 @@ impl ConsumerShared {
         let from = table.epoch;
         for carried in table.carried.values_mut() {
             carried.same_cluster &= same_cluster;
+            carried.handed_over = false;
         }
         let owned = std::mem::take(&mut table.owned);
         for (key, partition) in owned {
@@ -392,6 +394,7 @@ impl ConsumerShared {
                 partition,
                 from,
                 same_cluster,
+                handed_over: false,
             };
             table.carried.insert(key, carried);
         }
@@ -415,6 +418,21 @@ impl ConsumerShared {
             return None;
         }
         table.carried.remove(key)
+    }
+
+    /// What was read on the previous cluster and was not assigned here, once each.
+    fn left_over(&self, generation: u64) -> Vec<(Key, Carried)> {
+        let mut table = self.table();
+        if table.generation != generation {
+            return Vec::new();
+        }
+        let left = table.carried.iter_mut();
+        left.filter(|(_, carried)| !carried.same_cluster && !carried.handed_over)
+            .map(|(key, carried)| {
+                carried.handed_over = true;
+                (key.clone(), carried.clone())
+            })
+            .collect()
     }
 
     fn put_back(&self, generation: u64, key: Key, carried: Carried) {

@@ -7,6 +7,7 @@ use standfast_discovery::Epoch;
 use super::partition::Partition;
 use super::window::Window;
 use crate::event::StartReason;
+use crate::ffi::CommittedOffset;
 use crate::target::Bound;
 
 /// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one; later
@@ -36,6 +37,8 @@ pub(super) struct Carried {
     pub(super) from: Epoch,
     /// The present cluster is the same: a rebuilt client, other addresses.
     pub(super) same_cluster: bool,
+    /// Its position was told to the group on this cluster.
+    pub(super) handed_over: bool,
 }
 
 /// The group's committed offset.
@@ -171,6 +174,14 @@ impl Own {
 }
 
 impl Committed {
+    /// Of an answer to an offset fetch; `None` if the group has no offset there.
+    pub(super) fn of(entry: &CommittedOffset) -> Option<Self> {
+        Some(Self {
+            offset: entry.offset?,
+            epoch: labelled_epoch(&entry.metadata),
+        })
+    }
+
     fn start(self, bound: impl Fn(Epoch) -> Bound) -> Start {
         let offset = match self.epoch.map(bound) {
             // Committed before a flip, for records that the flip has lost.

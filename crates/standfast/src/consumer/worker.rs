@@ -398,6 +398,7 @@ impl Loop {
         let context = self.consumer.context();
         let mut state = context.state();
         state.collect_commits(context);
+        state.hand_over(&self.consumer);
         state.retry_held(&self.consumer);
         if Instant::now() >= self.commit_at {
             self.commit_at = Instant::now() + self.shared.commit_interval;

@@ -1,0 +1,174 @@
+//! A partition that goes to another member of the group in the course of a failover.
+//!
+//! The lost cluster's group offsets are carried over now and then, so the new cluster's are behind. The member that read the
+//! partition knows better: it commits its position and window on the new cluster, once, when the partition was not assigned
+//! to it. The member that got it waits a moment for that.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::context::WorkerContext;
+use super::start::{Carried, Committed, label};
+use crate::ffi::{self, CommitQueue};
+use crate::stats::add;
+use crate::target::{Bound, Target};
+
+/// How long the new owner waits for the old one's position: a rebalance brings all members the news at about the same time.
+const GRACE: Duration = Duration::from_millis(1_500);
+
+/// One question to the coordinator.
+const ASK: Duration = Duration::from_secs(3);
+
+/// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition
+/// was assigned.
+pub(super) fn is_awaited(
+    committed: Option<Committed>,
+    since: Instant,
+    bound: impl Fn(standfast_discovery::Epoch) -> Bound,
+) -> bool {
+    let is_stale = committed
+        .and_then(|committed| committed.epoch)
+        .is_some_and(|epoch| bound(epoch) != Bound::Unknown);
+    is_stale && since.elapsed() < GRACE
+}
+
+/// Commits the positions of partitions that this member read on the previous cluster and was not assigned here.
+pub(super) fn hand_over(
+    consumer: &BaseConsumer<WorkerContext>,
+    queue: &CommitQueue,
+    target: &Target,
+    limit: usize,
+) -> Result<usize, String> {
+    let context = consumer.context();
+    let shared = &context.shared;
+    let left = shared.left_over(context.source.generation);
+    let mut list = TopicPartitionList::with_capacity(left.len());
+    for ((topic, number), _) in &left {
+        list.add_partition(topic, *number);
+    }
+    if left.is_empty() {
+        return Ok(0);
+    }
+    let found = consumer
+        .committed_offsets(list, ASK)
+        .map_err(|error| error.to_string())?;
+    let found = ffi::committed_offsets(&found);
+    let mut offsets = TopicPartitionList::new();
+    for (key, carried) in left {
+        let known = found
+            .iter()
+            .find(|entry| (&entry.topic, entry.partition) == (&key.0, key.1));
+        let committed = known.and_then(Committed::of);
+        let Some((offset, seen)) = position(&carried, committed, limit, |from| {
+            target.handoffs.bound(&key.0, key.1, from)
+        }) else {
+            continue;
+        };
+        let mut entry = offsets.add_partition(&key.0, key.1);
+        if entry.set_offset(Offset::Offset(offset)).is_ok() {
+            entry.set_metadata(label(shared.epoch(), &seen));
+        }
+    }
+    if offsets.count() == 0 {
+        return Ok(0);
+    }
+    queue
+        .commit(consumer, &offsets)
+        .map_err(|error| error.to_string())?;
+    let client = context.log.client.as_str();
+    tracing::info!(
+        client,
+        partitions = offsets.count(),
+        "positions are handed over to the members that read on"
+    );
+    add(
+        &shared.fleet.counters.positions_handed_over,
+        offsets.count(),
+    );
+    Ok(1)
+}
+
+/// What to commit for a partition: nothing if its position means nothing here, or somebody reads it here already.
+fn position(
+    carried: &Carried,
+    committed: Option<Committed>,
+    limit: usize,
+    bound: impl Fn(standfast_discovery::Epoch) -> Bound,
+) -> Option<(i64, String)> {
+    let (point, seen) = carried.partition.commit_after(-1, limit)?;
+    let Bound::Below(mirrored) = bound(carried.from) else {
+        return None;
+    };
+    let point = point.min(mirrored);
+    let is_better = committed.is_none_or(|committed| {
+        // One from after the flip is the new owner's own.
+        committed.epoch.is_none_or(|epoch| epoch <= carried.from)
+    });
+    is_better.then_some((point, seen))
+}
+
+#[cfg(test)]
+mod tests {
+    use standfast_discovery::Epoch;
+
+    use super::*;
+    use crate::consumer::partition::Partition;
+    use crate::consumer::window::Window;
+
+    fn carried() -> Carried {
+        let partition = Partition::new("t".into(), 0, 0, Window::default());
+        for offset in 0..10 {
+            partition.hand_out(offset, 1, None);
+        }
+        partition.acknowledge_through(7, 1);
+        Carried {
+            partition,
+            from: Epoch(4),
+            same_cluster: false,
+            handed_over: false,
+        }
+    }
+
+    fn committed(offset: i64, epoch: u64) -> Option<Committed> {
+        Some(Committed {
+            offset,
+            epoch: Some(Epoch(epoch)),
+        })
+    }
+
+    #[test]
+    fn the_position_is_what_was_acknowledged_and_mirrored() {
+        let position = |committed, bound| {
+            position(&carried(), committed, 100, |_| bound).map(|(offset, _)| offset)
+        };
+        assert_eq!(position(None, Bound::Below(20)), Some(8));
+        assert_eq!(position(committed(3, 4), Bound::Below(6)), Some(6));
+        assert_eq!(position(committed(3, 4), Bound::Unknown), None);
+        assert_eq!(
+            position(committed(9, 5), Bound::Below(20)),
+            None,
+            "the new owner's"
+        );
+    }
+
+    #[test]
+    fn only_a_commit_from_before_the_flip_is_waited_for_and_not_for_long() {
+        let now = Instant::now();
+        let flipped_after = |flip: u64| {
+            move |from: Epoch| {
+                if from.0 < flip {
+                    Bound::Below(1)
+                } else {
+                    Bound::Unknown
+                }
+            }
+        };
+        assert!(is_awaited(committed(3, 4), now, flipped_after(5)));
+        assert!(!is_awaited(committed(3, 5), now, flipped_after(5)));
+        assert!(!is_awaited(None, now, flipped_after(5)));
+        let long_ago = now.checked_sub(GRACE * 2).expect("uptime");
+        assert!(!is_awaited(committed(3, 4), long_ago, flipped_after(5)));
+    }
+}
