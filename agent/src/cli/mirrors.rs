@@ -3,6 +3,8 @@
 use super::client::AgentClient;
 use super::output::{Printer, cell, number, seconds, state};
 use super::status::LOOK_LIMIT;
+use standfast_link::PartitionLag;
+
 use crate::api::{Mirror, MirrorList};
 use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
@@ -115,11 +117,23 @@ fn describe_one(printer: &Printer, mirror: &Mirror) -> Result<(), Failed> {
             cell(lag.last_source_fetch_offset),
             number(lag.source_log_end_offset),
             number(lag.destination_log_end_offset),
-            state(&name_of(&lag.state)),
+            state(&progress(lag)),
             cell(lag.error.as_deref().unwrap_or("")),
         ]);
     }
     table.print()
+}
+
+/// A state, and how far it is when that can be said.
+fn progress(lag: &PartitionLag) -> String {
+    let name = name_of(&lag.state);
+    match (lag.seed_target_offset, lag.destination_log_end_offset) {
+        (Some(target), at) if target > 0 => {
+            let at = at.unwrap_or(0).clamp(0, target);
+            format!("{name} {at} of {target}")
+        }
+        _ => name,
+    }
 }
 
 fn query(link: Option<&str>) -> Vec<(&'static str, &str)> {

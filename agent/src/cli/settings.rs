@@ -119,7 +119,7 @@ fn parse(key: &str, value: &str) -> Value {
     let words = || value.split(',').map(str::trim).filter(|w| !w.is_empty());
     match key {
         _ if value.starts_with(['[', '{']) => toml(value).unwrap_or_else(|| json!(value)),
-        "topics" | "groups" => words().collect(),
+        "topics" | "groups" | "config_exclude" => words().collect(),
         "topic_filters" | "group_filters" => words().map(filter).collect(),
         _ => toml(value).unwrap_or_else(|| json!(value)),
     }

@@ -9,6 +9,7 @@ mod loops;
 mod problems;
 mod rules;
 mod runtime;
+mod start;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +25,8 @@ pub(crate) use acl_sync::AclSyncSection;
 pub(crate) use byte_rate::ByteRate;
 pub(crate) use problems::ConfigError;
 pub(crate) use runtime::{FIXED, LinkBase, LinkEntry, LinkProblem, Origin, RuntimeLinks, Settings};
+
+pub(crate) use start::StartSetting;
 
 use document::Document;
 use problems::Problems;
@@ -105,6 +108,12 @@ pub(crate) struct LinkSection {
     /// Configs of the mirror topics that are left to the destination.
     #[serde(default)]
     pub(crate) config_exclude: Vec<String>,
+    /// Where new mirrors begin.
+    #[serde(default)]
+    pub(crate) start: StartSetting,
+    /// The same for some topics.
+    #[serde(default)]
+    pub(crate) topic_starts: BTreeMap<String, StartSetting>,
     /// Which ACLs are carried over; without it, none.
     #[serde(default)]
     pub(crate) acl_sync: Option<AclSyncSection>,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use standfast_discovery::{ClusterEntry, ClusterName};
 use standfast_link::{
-    LinkName, MIN_GROUP_SYNC_INTERVAL, MIN_RATE_LIMIT, admits_topic, excludes, is_internal,
+    LinkName, MIN_GROUP_SYNC_INTERVAL, MIN_RATE_LIMIT, admits_topic, can_be_excluded, excludes,
+    is_internal,
 };
 use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
@@ -278,6 +279,14 @@ pub(super) fn check_links(
                 format!(
                     "is false, and link \"{other}\" carries \"{topic}\" back to \"{}\": the two would mirror each other; let them take different topics",
                     link.source
+                ),
+            );
+        }
+        if let Some(config) = link.config_exclude.iter().find(|c| !can_be_excluded(c)) {
+            problem(
+                "config_exclude",
+                format!(
+                    "\"{config}\" is the same on every mirror and cannot be left out; remove it"
                 ),
             );
         }

@@ -88,8 +88,8 @@ pub struct ConfigSyncDescription {
     pub error: Option<String>,
 }
 
-/// Whether a config can be left to the destination (`config_exclude`).
-pub(crate) fn can_be_excluded(name: &str) -> bool {
+/// Whether a config can be left to the destination ([`LinkOptions::config_exclude`](crate::LinkOptions::config_exclude)).
+pub fn can_be_excluded(name: &str) -> bool {
     !ALWAYS.contains(&name) && !FORCED.iter().any(|(forced, _)| *forced == name)
 }
 

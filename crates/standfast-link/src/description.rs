@@ -94,7 +94,7 @@ pub enum PartitionState {
     /// Reads both logs and compares them before anything is written.
     #[default]
     Starting,
-    /// Fills the destination up to the source's log start offset.
+    /// Fills the destination up to the offset that the mirror begins at; `destination_log_end_offset` shows how far.
     Seeding,
     /// Mirrors, or waits for records.
     Active,
@@ -166,6 +166,9 @@ pub struct PartitionLag {
     pub source_log_end_offset: Option<i64>,
     /// Offset up to which the destination acknowledged the mirror (its log end, unless a foreign writer is at work).
     pub destination_log_end_offset: Option<i64>,
+    /// While SEEDING: the offset up to which the destination is being filled. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_target_offset: Option<i64>,
     /// State.
     pub state: PartitionState,
     /// Why the state is not ACTIVE, with offsets and what to do.

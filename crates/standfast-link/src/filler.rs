@@ -29,21 +29,34 @@ pub fn is_filler_record<'a>(
         && header_names.into_iter().eq(std::iter::once(FILLER_HEADER))
 }
 
+const SEED: &str = "standfast filler ";
+const GAP: &str = "standfast gap";
+/// Longest comment: the longer one with a number.
+const COMMENT_MAX: usize = SEED.len() + 20;
+
 /// What a batch of filler stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// Offsets below the source's log start; deleted when they are all there.
-    Seed,
+    /// Offsets below the one that the mirror begins at, which is named: a restart goes on to the same. Deleted when they are all there.
+    Seed(i64),
     /// Offsets missing on the source.
     Gap,
 }
 
 impl Mark {
-    fn comment(self) -> &'static str {
+    fn comment(self) -> String {
         match self {
-            Self::Seed => "standfast filler",
-            Self::Gap => "standfast gap",
+            Self::Seed(target) => format!("{SEED}{target}"),
+            Self::Gap => GAP.to_owned(),
         }
+    }
+
+    fn of_comment(comment: &str) -> Option<Self> {
+        if comment == GAP {
+            return Some(Self::Gap);
+        }
+        let target: i64 = comment.strip_prefix(SEED)?.parse().ok()?;
+        (target >= 0).then_some(Self::Seed(target))
     }
 }
 
@@ -66,11 +79,12 @@ pub(crate) fn mark_of(batch: &RawBatch) -> Option<Mark> {
     if bytes.get(HEADER_LEN..HEADER_LEN + 2) != Some(&GZIP_MAGIC) {
         return None;
     }
-    [Mark::Seed, Mark::Gap].into_iter().find(|mark| {
-        let comment = mark.comment().as_bytes();
-        bytes.get(COMMENT_AT..COMMENT_AT + comment.len()) == Some(comment)
-            && bytes.get(COMMENT_AT + comment.len()) == Some(&0)
-    })
+    let comment = bytes.get(COMMENT_AT..)?;
+    let end = comment
+        .iter()
+        .take(COMMENT_MAX)
+        .position(|byte| *byte == 0)?;
+    Mark::of_comment(std::str::from_utf8(comment.get(..end)?).ok()?)
 }
 
 /// Key, value and headers of a filler record.
@@ -184,7 +198,7 @@ mod tests {
     #[test]
     fn filler_is_recognised_and_fits_a_batch() {
         for (mark, form, count) in [
-            (Mark::Seed, Form::Light, 600_000),
+            (Mark::Seed(1_000_000_000_000), Form::Light, 600_000),
             (Mark::Gap, Form::Keyed, crate::gap::BATCH_OFFSETS),
         ] {
             let batch = filler(mark, form, count, 1).unwrap();

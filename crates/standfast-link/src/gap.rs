@@ -35,8 +35,10 @@ pub(crate) async fn run(
         };
         match path.try_append(&batch).await? {
             Appended::Yes => {}
-            Appended::TooLarge if count / 2 >= MIN_BATCH_OFFSETS => size = count / 2,
-            Appended::TooLarge => {
+            Appended::TooLarge | Appended::AboveSegment if count / 2 >= MIN_BATCH_OFFSETS => {
+                size = count / 2
+            }
+            Appended::TooLarge | Appended::AboveSegment => {
                 let text = format!(
                     "the destination refuses filler of {count} offsets as too large; raise max.message.bytes of the mirror topic"
                 );

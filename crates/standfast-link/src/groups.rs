@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use standfast_wire::Cluster;
+use standfast_wire::admin::OffsetSpec;
+use standfast_wire::fetch::Isolation;
 use tracing::{debug, warn};
 
 use crate::calls::{self, Committed};
@@ -146,13 +148,17 @@ async fn carry(
         .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     let ids: Vec<PartitionId> = theirs.keys().cloned().collect();
     let ends = calls::log_ends(destination, &ids).await;
+    let earliest = OffsetSpec::Earliest;
+    let starts = calls::log_offsets(destination, &ids, earliest, Isolation::ReadUncommitted).await;
     let mut changed = HashMap::new();
     for (id, mut committed) in theirs {
         let Some(Ok(end)) = ends.get(&id) else {
             return Err(format!("destination: the log end of {id} is not known"));
         };
         let clamped = committed.offset > *end;
-        committed.offset = committed.offset.min(*end);
+        // Nor below the log start: a mirror may begin later than its source.
+        let start = starts.get(&id).and_then(|s| s.as_ref().ok()).copied();
+        committed.offset = committed.offset.max(start.unwrap_or(0)).min(*end);
         let before = ours.get(&id);
         let same = before
             .is_some_and(|b| b.offset == committed.offset && b.metadata == committed.metadata);

@@ -30,6 +30,7 @@ mod live;
 mod membership;
 mod metrics;
 mod options;
+mod oversize;
 mod partition;
 mod paused;
 mod promote;
@@ -43,6 +44,7 @@ mod rewrite;
 mod seed;
 mod shard;
 mod slow;
+mod start;
 mod startup;
 mod status;
 mod topics;
@@ -52,7 +54,7 @@ mod verify;
 mod writer;
 
 pub use acls::{AclFilter, AclResourceType, AclSyncDescription, AclSyncOptions};
-pub use configs::ConfigSyncDescription;
+pub use configs::{ConfigSyncDescription, can_be_excluded};
 pub use description::{
     GroupDescription, LagNow, LinkDescription, LinkState, MirrorDescription, MirrorStatus,
     MirrorTopicError, PartitionLag, PartitionState, StoppedMirror,
@@ -75,6 +77,7 @@ pub use restore::{
     LostTail, MirrorRestore, PartitionTruncation, RestoreExport, RestoreMode, RestoreOptions,
     RestorePhase, RestoreState,
 };
+pub use start::MirrorStart;
 pub use transitions::Transition;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,

@@ -41,6 +41,9 @@ pub struct TopicState {
     /// A restore that has not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreState>,
+    /// Where its partitions begin, if that was decided to be elsewhere than at the source's log start. Forgotten when the mirror is stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_offsets: Vec<i64>,
 }
 
 /// All mirrors are to rest, because an operation on the fleet is under way or has ended at another cluster.
@@ -189,6 +192,7 @@ impl Lifecycle {
                 }
                 if wanted == Wanted::Stopped {
                     changed |= entry.restore.take().is_some();
+                    entry.start_offsets.clear();
                 }
             }
             changed
@@ -246,6 +250,25 @@ impl Lifecycle {
         });
     }
 
+    /// Where a partition was decided to begin.
+    pub(crate) fn start_offset(&self, topic: &str, partition: i32) -> Option<i64> {
+        let state = self.0.borrow();
+        let offsets = &state.topics.get(topic)?.start_offsets;
+        offsets.get(usize::try_from(partition).ok()?).copied()
+    }
+
+    /// Remembers where the partitions of a topic begin.
+    pub(crate) fn set_start_offsets(&self, topic: &str, offsets: Vec<i64>) {
+        self.change(|state| {
+            state
+                .topics
+                .entry(topic.to_owned())
+                .or_default()
+                .start_offsets = offsets;
+            true
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut RunningState) -> bool) {
         self.0.send_if_modified(|state| {
             let changed = change(state);
@@ -280,6 +303,9 @@ impl RunningState {
         state.topics.retain(|_, topic| topic.changed > 0);
         // A restore is the work of the one engine that was told to.
         state.topics.values_mut().for_each(|t| t.restore = None);
+        for topic in state.topics.values_mut() {
+            topic.start_offsets.clear();
+        }
         state
     }
 
@@ -300,8 +326,12 @@ impl RunningState {
             let before = ours.map_or(0, |ours| ours.changed);
             if topic.changed > before {
                 let restore = ours.and_then(|ours| ours.restore.clone());
+                // Where a mirror begins is read from the log by other agents.
+                let start_offsets = ours.map(|ours| ours.start_offsets.clone());
+                let stopped = topic.state == Wanted::Stopped;
                 let taken = TopicState {
-                    restore: restore.filter(|_| topic.state != Wanted::Stopped),
+                    restore: restore.filter(|_| !stopped),
+                    start_offsets: start_offsets.filter(|_| !stopped).unwrap_or_default(),
                     ..topic.clone()
                 };
                 self.topics.insert(name.clone(), taken);

@@ -22,6 +22,7 @@ use crate::options::LinkOptions;
 use crate::partition::Side;
 use crate::rate::RateLimit;
 use crate::restore::Restores;
+use crate::seed::SEEDS_AT_ONCE;
 use crate::shard::{self, COMMAND_QUEUE, Command, Context};
 use crate::slow::MAX_SLOW;
 use crate::startup::MAX_READING;
@@ -203,6 +204,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         control: tokio::runtime::Handle::current(),
         reading: Arc::new(Semaphore::new(MAX_READING)),
         slow_paths: Arc::new(Semaphore::new(MAX_SLOW)),
+        seeds: Arc::new(Semaphore::new(SEEDS_AT_ONCE)),
     };
     let mut threads = Vec::new();
     for index in 0..inner.options.shards {

@@ -1,6 +1,6 @@
 //! What of a link's settings can change while it runs, and where its parts read it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::filters::Filter;
 use crate::handle::LinkHandle;
 use crate::membership::SharingOptions;
 use crate::options::LinkOptions;
+use crate::start::MirrorStart;
 use crate::topics::Topic;
 
 /// The settings that the control plane reads anew each time.
@@ -21,6 +22,8 @@ pub(crate) struct Live {
     pub(crate) groups: Vec<String>,
     pub(crate) group_filters: Vec<Filter>,
     pub(crate) config_exclude: Vec<String>,
+    pub(crate) start: MirrorStart,
+    pub(crate) topic_starts: BTreeMap<String, MirrorStart>,
     pub(crate) acl_sync: Option<AclSyncOptions>,
     pub(crate) group_sync_interval: Duration,
     pub(crate) metadata_refresh: Duration,
@@ -35,11 +38,20 @@ impl Live {
             groups: options.groups.clone(),
             group_filters: options.group_filters.clone(),
             config_exclude: options.config_exclude.clone(),
+            start: options.start,
+            topic_starts: options.topic_starts.clone(),
             acl_sync: options.acl_sync.clone(),
             group_sync_interval: options.group_sync_interval,
             metadata_refresh: options.metadata_refresh,
             replication_factor: options.replication_factor,
         }
+    }
+}
+
+impl Live {
+    /// Where the mirror of a topic begins.
+    pub(crate) fn start_of(&self, topic: &str) -> MirrorStart {
+        self.topic_starts.get(topic).copied().unwrap_or(self.start)
     }
 }
 
@@ -121,6 +133,8 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         groups: _,
         group_filters: _,
         config_exclude: _,
+        start: _,
+        topic_starts: _,
         acl_sync: _,
         lifecycle: _,
         sharing,

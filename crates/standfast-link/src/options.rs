@@ -1,5 +1,6 @@
 //! Settings of a link. All have defaults but the name, the two clusters and the topics.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use standfast_wire::ClusterOptions;
 
 use crate::acls::{self, AclSyncOptions};
 use crate::filters::{self, Filter};
+use crate::start::MirrorStart;
 use crate::{Error, Lifecycle, SharingOptions, configs, rate};
 
 /// At most five requests may be in flight per producer id and partition, or the broker no longer recognises repeats.
@@ -148,6 +150,10 @@ pub struct LinkOptions {
     pub group_filters: Vec<Filter>,
     /// Configs of the mirror topics that are left to the destination: neither carried over nor taken back when they are changed there.
     pub config_exclude: Vec<String>,
+    /// Where mirrors begin that are new.
+    pub start: MirrorStart,
+    /// The same for some topics.
+    pub topic_starts: BTreeMap<String, MirrorStart>,
     /// ACLs that are carried over; `None`: none.
     pub acl_sync: Option<AclSyncOptions>,
     /// Other engines work on this link too, and each partition is to be mirrored by one of them. `None`: this engine mirrors all.
@@ -197,6 +203,8 @@ impl LinkOptions {
             groups: Vec::new(),
             group_filters: Vec::new(),
             config_exclude: Vec::new(),
+            start: MirrorStart::default(),
+            topic_starts: BTreeMap::new(),
             acl_sync: None,
             sharing: None,
             lifecycle: Lifecycle::default(),

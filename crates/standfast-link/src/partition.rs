@@ -17,6 +17,7 @@ use crate::classify::{self, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::join::{self, JOINED_BYTES, QUEUED_MIN};
 use crate::options::MAX_IN_FLIGHT;
+use crate::oversize::SOLO_BYTES;
 use crate::refusal;
 use crate::startup::Started;
 use crate::status::PartitionStatus;
@@ -320,6 +321,9 @@ impl Partition {
                 continue;
             }
             match classify::admit(&batch.header, self.next_fetch) {
+                Ok(Kind::Plain) if batch.bytes.len() > SOLO_BYTES => {
+                    return self.end_with(End::Slow);
+                }
                 Ok(Kind::Plain) => {}
                 Ok(Kind::Hole(_)) => return self.end_with(End::Slow),
                 Err(failure) => return self.end_with(End::Fail(failure)),

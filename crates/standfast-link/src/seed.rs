@@ -1,4 +1,4 @@
-//! Seeding: fills an empty destination partition with filler up to the source's log start offset and deletes the filler, so that offsets can be equal.
+//! Seeding: fills an empty destination partition with filler up to the offset that the mirror begins at and deletes the filler, so that offsets can be equal.
 //!
 //! Seen on Kafka 4.1.0: 600,000 offsets per gzip batch of 0.8 MB in 0.05 to 0.2 s. Filler carries the link's producer id and sequence = offset like any mirrored batch,
 //! so two engines that seed at once do not disturb each other. A restart in the middle goes on: filler is recognised by its mark (see [`crate::filler`]).
@@ -24,6 +24,9 @@ const MIN_BATCH_OFFSETS: i64 = 100;
 /// Filler is deleted after so many batches, so that it does not pile up on the destination's disk.
 const DELETE_EVERY: u32 = 64;
 
+/// Partitions of a link that are seeded at a time; each holds one batch of filler.
+pub(crate) const SEEDS_AT_ONCE: usize = 8;
+
 /// Appending one filler batch takes the destination up to a second.
 const PRODUCE_TIMEOUT_MS: i32 = 25_000;
 const PRODUCE_OVERDUE: Duration = Duration::from_secs(30);
@@ -41,7 +44,14 @@ pub(crate) async fn run(
     }
     if from < target {
         request.status.enter(PartitionState::Seeding, None);
-        info!(partition = %request.id, from, target, "seeding the destination up to the source's log start");
+        request.status.set_seed_target(target);
+        // Other partitions may start up meanwhile; a few may seed.
+        request.seeding.cancel();
+        let _one_of_few = tokio::select! {
+            permit = request.context.seeds.acquire() => permit,
+            () = request.stopping.cancelled() => return Err(stopped()),
+        };
+        info!(partition = %request.id, from, target, "seeding the destination up to the offset that the mirror begins at");
         fill(request, from, target, (producer_id, sequence_shift)).await?;
     }
     calls::delete_records(&request.context.destination, &request.id, target)
@@ -78,12 +88,12 @@ async fn fill(
     let mut template: Option<RawBatch> = None;
     while at < target {
         if request.stopping.is_cancelled() {
-            return Err(Refusal::Later(Doubt::destination("stopped while seeding")));
+            return Err(stopped());
         }
         let count = size.min(target - at);
         let batch = match template.take().filter(|t| t.header.next_offset() == count) {
             Some(batch) => batch,
-            None => filler::build(Mark::Seed, form, count, timestamp)
+            None => filler::build(Mark::Seed(target), form, count, timestamp)
                 .await
                 .map_err(|text| Refusal::Later(Doubt::destination(text)))?,
         };
@@ -106,6 +116,7 @@ async fn fill(
         }
         template = Some(batch);
         request.status.set_next_fetch(at);
+        request.status.set_position(at);
         if since_delete >= DELETE_EVERY {
             // All but the last batch, by which a restart recognises filler.
             calls::delete_records(&request.context.destination, id, at - 1)
@@ -115,6 +126,10 @@ async fn fill(
         }
     }
     Ok(())
+}
+
+fn stopped() -> Refusal {
+    Refusal::Later(Doubt::destination("stopped while seeding"))
 }
 
 enum Appended {

@@ -117,6 +117,8 @@ pub(crate) struct Context {
     pub(crate) reading: Arc<Semaphore>,
     /// One permit per partition that is at work on the slow path.
     pub(crate) slow_paths: Arc<Semaphore>,
+    /// One permit per partition that is being seeded.
+    pub(crate) seeds: Arc<Semaphore>,
 }
 
 impl Context {
@@ -382,15 +384,23 @@ async fn start(shard: &Shared, index: usize, pace: Pace) {
             source_topic_id: slot.source_topic_id,
             status: Arc::clone(&slot.partition.status),
             stopping: stopping.clone(),
+            seeding: CancellationToken::new(),
         };
         (context.control, request)
     };
     let status = Arc::clone(&request.status);
+    let ahead_seeding = request.seeding.clone();
     let (ahead, slow) = (request.clone(), request);
     let mut running =
         AbortOnDropHandle::new(control.spawn(async move { startup::run(&ahead).await }));
+    let seeding = async {
+        ahead_seeding.cancelled().await;
+        drop(one_of_few);
+        std::future::pending::<()>().await;
+    };
     let mut outcome = tokio::select! {
         outcome = &mut running => outcome,
+        () = seeding => return,
         // Reading is simply dropped, so that a stop never waits for a dead source; seeding ends by itself after the batch under way.
         () = stopping.cancelled() => {
             if status.state() == PartitionState::Seeding {
@@ -399,7 +409,6 @@ async fn start(shard: &Shared, index: usize, pace: Pace) {
             return;
         }
     };
-    drop(one_of_few);
     if let Ok(Ok(started)) = &outcome
         && (pace == Pace::Slow || started.inside_transaction)
     {

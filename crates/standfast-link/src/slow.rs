@@ -19,7 +19,7 @@ use crate::startup::{Refusal, Request, Started, destination, source};
 use crate::status::now_ms;
 use crate::transactions::Writers;
 use crate::writer::consequence;
-use crate::{calls, gap, rewrite, transactions};
+use crate::{calls, gap, oversize, rewrite, transactions};
 
 /// Partitions of a link at work on the slow path at a time; each holds one answer of the source in memory.
 pub(crate) const MAX_SLOW: usize = 64;
@@ -68,7 +68,9 @@ pub(crate) enum Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Appended {
     Yes,
+    /// Above `max.message.bytes`.
     TooLarge,
+    AboveSegment,
 }
 
 /// A partition on the slow path: both logs are equal up to [`SlowPath::position`].
@@ -84,6 +86,8 @@ pub(crate) struct SlowPath<'a> {
     nothing_there: bool,
     source: Source,
     destination: (FrameReader, FrameWriter),
+    /// The last Produce ended with its connection.
+    connection_lost: bool,
     /// When a stop was noticed inside a transaction.
     stopping_since: Option<Instant>,
 }
@@ -185,6 +189,7 @@ impl<'a> SlowPath<'a> {
             nothing_there: false,
             source,
             destination,
+            connection_lost: false,
             stopping_since: None,
         })
     }
@@ -371,16 +376,44 @@ impl<'a> SlowPath<'a> {
         Ok(Progress::Advanced)
     }
 
-    /// Appends the batch whose base offset is the position, and moves the position behind it.
+    /// Appends the batch whose base offset is the position, and moves the position behind it. The mirror topic's limit is raised if the batch is above it.
     pub(crate) async fn append(&mut self, batch: &RawBatch) -> Result<(), Refusal> {
-        match self.try_append(batch).await? {
-            Appended::Yes => Ok(()),
-            Appended::TooLarge => Err(refusal(consequence(
-                self.position(),
-                ResponseError::MessageTooLarge,
-                "",
-            ))),
+        let (position, bytes) = (self.position(), batch.bytes.len());
+        let (began, mut closed) = (Instant::now(), 0);
+        loop {
+            match self.try_append(batch).await {
+                Ok(Appended::Yes) => return Ok(()),
+                Ok(Appended::AboveSegment) => return Err(oversize::above_segment(position, bytes)),
+                Ok(Appended::TooLarge) if began.elapsed() > oversize::TAKES_EFFECT => {
+                    return Err(refusal(consequence(
+                        position,
+                        ResponseError::MessageTooLarge,
+                        "",
+                    )));
+                }
+                Ok(Appended::TooLarge) => {
+                    oversize::raise(self.request, position, bytes).await?;
+                    tokio::time::sleep(oversize::EFFECT_POLL).await;
+                    self.check()?;
+                }
+                Err(_) if bytes > oversize::SOLO_BYTES && self.connection_lost => {
+                    closed += 1;
+                    if closed == oversize::CLOSED_MAX {
+                        return Err(oversize::above_requests(position, bytes));
+                    }
+                    self.check()?;
+                    self.reconnect().await?;
+                }
+                Err(refusal) => return Err(refusal),
+            }
         }
+    }
+
+    async fn reconnect(&mut self) -> Result<(), Refusal> {
+        let cluster = &self.request.context.destination;
+        let connection = cluster.open_raw(self.started.destination_leader).await;
+        self.destination = connection.map_err(destination)?.into_split();
+        Ok(())
     }
 
     /// As [`SlowPath::append`], but a batch that is too large is no error.
@@ -402,8 +435,12 @@ impl<'a> SlowPath<'a> {
             (&id.topic, id.partition, restamped),
         );
         let result = match tokio::time::timeout(PRODUCE_OVERDUE, produced).await {
-            Ok(result) => result.map_err(destination)?,
+            Ok(result) => {
+                self.connection_lost = result.is_err();
+                result.map_err(destination)?
+            }
             Err(_) => {
+                self.connection_lost = false;
                 return Err(later(format!(
                     "offset {position}: no answer to Produce within {PRODUCE_OVERDUE:?}"
                 )));
@@ -418,9 +455,8 @@ impl<'a> SlowPath<'a> {
                 );
                 return Err(Failure::new(MirrorTopicError::Diverged, text).into());
             }
-            Some(ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge) => {
-                return Ok(Appended::TooLarge);
-            }
+            Some(ResponseError::MessageTooLarge) => return Ok(Appended::TooLarge),
+            Some(ResponseError::RecordListTooLarge) => return Ok(Appended::AboveSegment),
             Some(code) => return Err(refusal(consequence(position, code, &result.error_message))),
         }
         let header = &batch.header;

@@ -39,6 +39,8 @@ pub(crate) struct Request {
     pub(crate) source_topic_id: Uuid,
     pub(crate) status: Arc<PartitionStatus>,
     pub(crate) stopping: CancellationToken,
+    /// Cancelled as soon as it seeds, which takes long.
+    pub(crate) seeding: CancellationToken,
 }
 
 /// Both logs are equal up to `position`.
@@ -114,8 +116,15 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
     let position = match (rejoined, last) {
         (Some(position), _) => position,
         (None, None) if destination_log.end == 0 => {
+            let target = chosen(request, source_log, first);
             drop(one_of_few);
-            seed::run(request, 0, first, producer_id, 0).await?
+            seed::run(request, 0, target, producer_id, 0).await?
+        }
+        // The filler is gone, but the start is not reached.
+        (None, None) if decided(request).is_some_and(|start| start > destination_log.end) => {
+            let target = chosen(request, source_log, first).max(destination_log.end);
+            drop(one_of_few);
+            seed::run(request, destination_log.end, target, producer_id, 0).await?
         }
         (None, None) if destination_log.end < first => {
             return Err(gone(first, destination_log).into());
@@ -125,21 +134,28 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
             warn!(partition = %id, offset = destination_log.end, "the destination's log is empty, going on from its end without a comparison");
             destination_log.end
         }
-        // Filler of a link behind this one is compared like any batch.
         (None, Some(last))
-            if filler::mark_of(&last) == Some(Mark::Seed)
-                && (last.header.producer_id == producer_id
-                    || destination_log.end <= source_log.start) =>
+            if seeding_to(&last, producer_id, source_log, destination_log).is_some() =>
         {
-            if destination_log.end > source_log.start {
+            let target = seeding_to(&last, producer_id, source_log, destination_log);
+            // What the source's retention took meanwhile is left out as well.
+            let target = target.unwrap_or(first).max(first);
+            if target > source_log.end {
                 return Err(truncated(format!(
-                    "the destination was filled up to offset {}, but the source's log now starts at {}: it is not the log that this mirror began with",
-                    destination_log.end, source_log.start
+                    "the destination is being filled up to offset {target}, but the source's log now ends at {}: it is not the log that this mirror began with",
+                    source_log.end
                 ))
                 .into());
             }
             drop(one_of_few);
-            seed::run(request, destination_log.end, first, producer_id, 0).await?
+            seed::run(
+                request,
+                destination_log.end,
+                target,
+                producer_id,
+                known_shift.unwrap_or(0),
+            )
+            .await?
         }
         (None, Some(_)) if destination_log.end < first => {
             return Err(gone(first, destination_log).into());
@@ -163,6 +179,30 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         sequence_shift,
         inside_transaction,
     })
+}
+
+/// Where an empty mirror begins: as was decided, but neither below nor above what the source holds.
+fn chosen(request: &Request, source_log: LogRange, first: i64) -> i64 {
+    decided(request).map_or(first, |offset| offset.min(source_log.end).max(first))
+}
+
+fn decided(request: &Request) -> Option<i64> {
+    let (id, lifecycle) = (&request.id, &request.context.options.lifecycle);
+    lifecycle.start_offset(&id.topic, id.partition)
+}
+
+/// Up to where the destination is being filled, if its last batch is filler of that kind. Filler of a link in front of this one is compared like any batch.
+fn seeding_to(
+    last: &RawBatch,
+    producer_id: i64,
+    source_log: LogRange,
+    destination_log: LogRange,
+) -> Option<i64> {
+    let ours = last.header.producer_id == producer_id || destination_log.end <= source_log.start;
+    match filler::mark_of(last) {
+        Some(Mark::Seed(target)) if ours && target >= destination_log.end => Some(target),
+        _ => None,
+    }
 }
 
 /// The first offset that can be mirrored: the source's log start, or the base offset of the batch that it lies in, which the source still holds whole.

@@ -27,6 +27,7 @@ pub(crate) struct PartitionStatus {
     position: AtomicI64,
     next_fetch: AtomicI64,
     source_end: AtomicI64,
+    seed_target: AtomicI64,
     contact_ms: AtomicI64,
     caught_up_ms: AtomicI64,
     newest_timestamp: AtomicI64,
@@ -45,6 +46,7 @@ impl PartitionStatus {
             position: unknown(),
             next_fetch: unknown(),
             source_end: unknown(),
+            seed_target: unknown(),
             contact_ms: unknown(),
             caught_up_ms: unknown(),
             newest_timestamp: unknown(),
@@ -85,6 +87,11 @@ impl PartitionStatus {
     pub(crate) fn set_position(&self, position: i64) {
         self.position.store(position, Relaxed);
         self.note_caught_up();
+    }
+
+    /// Up to where the destination is being filled.
+    pub(crate) fn set_seed_target(&self, offset: i64) {
+        self.seed_target.store(offset, Relaxed);
     }
 
     pub(crate) fn set_next_fetch(&self, offset: i64) {
@@ -168,6 +175,8 @@ impl PartitionStatus {
             last_source_fetch_offset: self.next_fetch.load(Relaxed).max(0),
             source_log_end_offset: self.source_end(),
             destination_log_end_offset: self.position(),
+            seed_target_offset: known(&self.seed_target)
+                .filter(|_| self.state() == PartitionState::Seeding),
             state: self.state(),
             error: self.trouble().map(|(_, text)| text),
             last_source_contact_ms: known(&self.contact_ms),

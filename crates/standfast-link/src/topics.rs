@@ -17,7 +17,7 @@ use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
 use crate::status::{PartitionStatus, now_ms};
-use crate::{calls, configs, refusal};
+use crate::{calls, configs, refusal, start};
 
 /// How long what is in flight may take to be answered when a mirror is found running that should rest.
 const REST_DRAIN: Duration = Duration::from_secs(5);
@@ -323,6 +323,14 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
         } else {
             ensure(inner, context, name, &original, mirror, brokers).await
         };
+        let ensured = match ensured {
+            Ok(()) if rest.is_none() && is_new(inner, name) => {
+                let partitions = original.partitions.len();
+                let decided = start::decide(inner, context, name, partitions).await;
+                decided.map_err(Refused::from)
+            }
+            other => other,
+        };
         match ensured {
             Ok(()) => {
                 if begin(inner, name, &original, rest).await {
@@ -380,6 +388,11 @@ fn with_topic<T>(inner: &Inner, name: &str, change: impl FnOnce(&mut Topic) -> T
         .map(change)
 }
 
+/// Its partitions were not started yet, or all start again.
+fn is_new(inner: &Inner, name: &str) -> bool {
+    with_topic(inner, name, |t| t.again || t.partitions.is_empty()).unwrap_or(false)
+}
+
 async fn fail_partitions(inner: &Inner, name: &str, error: MirrorTopicError, text: &str) {
     for shard in inner.all_shards() {
         let _ = shard
@@ -418,6 +431,18 @@ impl From<WireError> for Refused {
     fn from(error: WireError) -> Self {
         let kind = refusal::topic_error(&error, MirrorTopicError::Unknown);
         Self::Later(kind, refusal::text(&error))
+    }
+}
+
+impl From<start::Unknown> for Refused {
+    fn from(unknown: start::Unknown) -> Self {
+        match unknown {
+            start::Unknown::Source(error) => error.into(),
+            start::Unknown::Offset(text) => Self::Later(
+                MirrorTopicError::NoError,
+                format!("it is not known yet where the mirror begins: {text}"),
+            ),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::calls;
 use crate::classify::unsupported;
 use crate::description::MirrorTopicError;
 use crate::options::LinkName;
+use crate::oversize;
 use crate::partition::{Doubt, Failure, PartitionId};
 use crate::slow::{Progress, SlowPath, refusal, stopped};
 use crate::startup::{Refusal, Request, destination};
@@ -138,8 +139,13 @@ async fn append(
             )
             .await
             .map_err(|error| cannot(position, error))?;
-        if answer.code != Some(ResponseError::ConcurrentTransactions) || began.elapsed() > OVERDUE {
-            break answer;
+        match answer.code {
+            _ if began.elapsed() > OVERDUE => break answer,
+            Some(ResponseError::ConcurrentTransactions) => {}
+            Some(ResponseError::MessageTooLarge) => {
+                oversize::raise(path.request, position, batch.bytes.len()).await?;
+            }
+            _ => break answer,
         }
         tokio::time::sleep(BUSY_PAUSE).await;
     };

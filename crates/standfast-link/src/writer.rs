@@ -385,6 +385,10 @@ fn judge(slot: &mut shard::Slot, sent: &Sent, result: &ProduceResult) -> Verdict
         );
         return Verdict::StartAgain(Doubt::destination(text));
     }
+    if code == ResponseError::MessageTooLarge {
+        // The limit is raised there.
+        return Verdict::Slow;
+    }
     consequence(sent.base_offset, code, &result.error_message)
 }
 
@@ -398,7 +402,10 @@ pub(crate) fn consequence(offset: i64, code: ResponseError, message: &str) -> Ve
         format!(": {message}")
     };
     match code {
-        ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge => refused(format!(
+        ResponseError::RecordListTooLarge => refused(format!(
+            "offset {offset}: the batch is larger than a segment of the mirror topic; raise its segment.bytes, then resume the mirror"
+        )),
+        ResponseError::MessageTooLarge => refused(format!(
             "offset {offset}: the destination refuses the batch as too large ({code:?}); raise max.message.bytes of the mirror topic"
         )),
         ResponseError::InvalidTimestamp => refused(format!(

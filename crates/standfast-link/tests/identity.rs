@@ -379,23 +379,30 @@ async fn a_source_topic_that_is_created_again_or_cut_is_not_mirrored_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_the_destination_refuses_fails_its_partition_only() {
     let (source, destination) = clusters();
-    source.create_topic("large", 2, &[]).unwrap();
-    destination
-        .create_topic("large", 2, &[("max.message.bytes", "10000")])
+    source
+        .create_topic("large", 2, &[("max.message.bytes", "2000000")])
         .unwrap();
+    // A batch has to fit a segment of the log.
+    let small = [
+        ("max.message.bytes", "2000000"),
+        ("segment.bytes", "1048576"),
+    ];
+    destination.create_topic("large", 2, &small).unwrap();
     let (from, to) = (connect(source).await, connect(destination).await);
     append_some(&from, "large", 0, 3).await;
     append(
         &from,
         "large",
         0,
-        &batch(&[Record::new("k", vec![1; 50_000])], PLAIN),
+        &batch(&[Record::new("k", vec![1; 1_500_000])], PLAIN),
     )
     .await
     .unwrap();
     append_some(&from, "large", 0, 3).await;
     append_some(&from, "large", 1, 3).await;
-    let running = Running::start(link_options("large", source, destination, &["large"]));
+    let mut options = link_options("large", source, destination, &["large"]);
+    options.config_exclude = vec!["segment.bytes".to_owned()];
+    let running = Running::start(options);
     running
         .wait("refused", |link| {
             link.mirrors[0].mirror_topic_error == MirrorTopicError::DestinationRefused
@@ -412,7 +419,7 @@ async fn a_batch_that_the_destination_refuses_fails_its_partition_only() {
             .partition(0)
             .unwrap()
             .error
-            .is_some_and(|e| e.contains("offset 30") && e.contains("max.message.bytes"))
+            .is_some_and(|e| e.contains("offset 30") && e.contains("segment.bytes"))
     );
     running.end().await;
 }

@@ -168,15 +168,19 @@ async fn pausing_and_resuming_under_load_keeps_the_logs_equal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_mirror_starts_again_from_its_log_when_resumed() {
     let (source, destination) = clusters();
-    source.create_topic("mended", 1, &[]).unwrap();
+    let limit = ("max.message.bytes", "2000000");
+    source.create_topic("mended", 1, &[limit]).unwrap();
     destination
-        .create_topic("mended", 1, &[("max.message.bytes", "10000")])
+        .create_topic("mended", 1, &[limit, ("segment.bytes", "1048576")])
         .unwrap();
     let (from, to) = (connect(source).await, connect(destination).await);
     append_some(&from, "mended", 0, 3).await;
-    let large = batch(&[Record::new("k", vec![1; 50_000])], PLAIN);
+    // Larger than a segment of the mirror.
+    let large = batch(&[Record::new("k", vec![1; 1_500_000])], PLAIN);
     append(&from, "mended", 0, &large).await.unwrap();
-    let running = Running::start(link_options("mended", source, destination, &["mended"]));
+    let mut options = link_options("mended", source, destination, &["mended"]);
+    options.config_exclude = vec!["segment.bytes".to_owned()];
+    let running = Running::start(options);
     running
         .wait("refused", |link| {
             link.mirrors[0].mirror_topic_error == MirrorTopicError::DestinationRefused
@@ -194,8 +198,8 @@ async fn a_failed_mirror_starts_again_from_its_log_when_resumed() {
     to.incremental_alter_configs(&[(
         ConfigResource::Topic("mended".to_owned()),
         vec![(
-            "max.message.bytes".to_owned(),
-            ConfigChange::Set("100000".to_owned()),
+            "segment.bytes".to_owned(),
+            ConfigChange::Set("10000000".to_owned()),
         )],
     )])
     .await

@@ -3,13 +3,18 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use standfast_link::{LinkDescription, MirrorDescription, MirrorStatus};
+use bytes::{BufMut, BytesMut};
+use standfast_link::{
+    LinkDescription, MirrorDescription, MirrorStart, MirrorStatus, MirrorTopicError,
+};
 use standfast_servers::KafkaCluster;
 use standfast_wire::Cluster;
 use standfast_wire::admin::{ConfigChange, ConfigResource};
+use standfast_wire::batch::{HEADER_LEN, RawBatch};
 use support::*;
 
 fn clusters() -> &'static (KafkaCluster, KafkaCluster) {
@@ -21,7 +26,12 @@ fn clusters() -> &'static (KafkaCluster, KafkaCluster) {
             .property("log.retention.ms", "500000000")
             .start()
             .expect("a Kafka cluster");
-        (source, kafka("destination"))
+        let destination = KafkaCluster::builder("destination")
+            .heap_mb(256)
+            .property("socket.request.max.bytes", "12000000")
+            .start()
+            .expect("a Kafka cluster");
+        (source, destination)
     })
 }
 
@@ -191,4 +201,192 @@ async fn configs_follow_the_source_and_manual_changes_are_taken_back() {
     running.wait("one more", |link| other(link) > first).await;
     assert_eq!(value(&to, topic, "retention.ms").await, "77000000");
     running.end().await;
+}
+
+/// A gzip batch of `count` empty records.
+fn tiny(count: i64) -> RawBatch {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    for delta in 0..count {
+        let mut body = vec![0, 0];
+        let mut rest = (delta << 1) as u64;
+        while rest > 0x7f {
+            body.push((rest & 0x7f) as u8 | 0x80);
+            rest >>= 7;
+        }
+        body.push(rest as u8);
+        // No key, no value, no headers.
+        body.extend([1, 1, 0]);
+        let length = u8::try_from(body.len() * 2).expect("short");
+        gzip.write_all(&[length]).expect("compressed");
+        gzip.write_all(&body).expect("compressed");
+    }
+    let body = gzip.finish().expect("compressed");
+    let one = batch(&[Record::new("k", "v")], PLAIN);
+    let mut covered = BytesMut::from(&one.bytes[21..HEADER_LEN]);
+    covered[0..2].copy_from_slice(&1i16.to_be_bytes());
+    covered[2..6].copy_from_slice(&(count as i32 - 1).to_be_bytes());
+    covered[36..40].copy_from_slice(&(count as i32).to_be_bytes());
+    covered.put_slice(&body);
+    let mut whole = BytesMut::from(&one.bytes[..21]);
+    whole[8..12].copy_from_slice(&(covered.len() as i32 + 9).to_be_bytes());
+    whole[17..21].copy_from_slice(&crc_fast::crc32_iscsi(&covered).to_be_bytes());
+    whole.put_slice(&covered);
+    RawBatch::new(whole.freeze()).expect("a batch")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_above_the_mirrors_limit_raises_it() {
+    let (source, destination) = clusters();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    let topic = "large";
+    source
+        .create_topic(topic, 3, &[("max.message.bytes", "20000000")])
+        .unwrap();
+    let small = [("max.message.bytes", "10000")];
+    destination.create_topic(topic, 3, &small).unwrap();
+    let of_bytes = |bytes: usize| batch(&[Record::new("k", vec![1; bytes])], PLAIN);
+    for partition in 0..2 {
+        append_some(&from, topic, partition, 3).await;
+        append(&from, topic, partition, &of_bytes(50_000))
+            .await
+            .unwrap();
+        append_some(&from, topic, partition, 3).await;
+    }
+    // The source itself would not take them any more.
+    alter(&from, topic, &[("max.message.bytes", Some("20000"))]).await;
+    wait_value(&from, topic, "max.message.bytes", "20000").await;
+    let mut options = link_options("large", source, destination, &[topic]);
+    options.metadata_refresh = Duration::from_millis(200);
+    let running = Running::start(options.clone());
+    running.wait_caught_up(&from, topic).await;
+    assert_identical(&from, &to, topic).await;
+    let limit = || async {
+        let text = value(&to, topic, "max.message.bytes").await;
+        text.parse::<usize>().expect("a number")
+    };
+    let raised = limit().await;
+    assert!((50_000..60_000).contains(&raised), "{raised}");
+    // Nor is it lowered again.
+    let looked = |link: &LinkDescription| mirror(link, topic).config_sync.last_success_ms;
+    let before = looked(&running.handle.describe());
+    running
+        .wait("another look", |link| looked(link) > before)
+        .await;
+    assert_eq!(limit().await, raised);
+
+    // A request that the brokers' sockets do not take stops its partition, and no other.
+    alter(&from, topic, &[("max.message.bytes", Some("20000000"))]).await;
+    wait_value(&to, topic, "max.message.bytes", "20000000").await;
+    wait_for("the source takes it", || async {
+        append(&from, topic, 2, &of_bytes(13_000_000)).await.is_ok()
+    })
+    .await;
+    append_some(&from, topic, 0, 3).await;
+    running
+        .wait("refused", |link| {
+            mirror(link, topic).mirror_topic_error == MirrorTopicError::DestinationRefused
+        })
+        .await;
+    let error = running.partition(2).and_then(|p| p.error).unwrap();
+    assert!(error.contains("socket.request.max.bytes"), "{error}");
+    append_some(&from, topic, 1, 3).await;
+    let ends = log_ends(&from, topic).await;
+    running
+        .wait("the others go on", |link| {
+            let lags = &mirror(link, topic).mirror_lags;
+            let at = |n: usize| lags[n].destination_log_end_offset;
+            at(0) == Some(ends[0]) && at(1) == Some(ends[1])
+        })
+        .await;
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_can_begin_at_the_end_or_at_a_time_and_keeps_to_it() {
+    let (source, destination) = clusters();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    for topic in ["at-end", "at-time"] {
+        source.create_topic(topic, 2, &[]).unwrap();
+        append_some(&from, topic, 0, 3).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_millis() as i64;
+    append_some(&from, "at-time", 0, 2).await;
+    let mut options = link_options("starts", source, destination, &["at-end", "at-time"]);
+    options.start = MirrorStart::Latest;
+    options.topic_starts = [("at-time".to_owned(), MirrorStart::Timestamp(now))].into();
+    let lifecycle = options.lifecycle.clone();
+    // Decided, but the destination has nothing yet when the engine is lost.
+    let running = Running::start(options.clone());
+    wait_for("decided", || async { lifecycle.state().topics.len() == 2 }).await;
+    running.end().await;
+    for partition in 0..2 {
+        append_some(&from, "at-end", partition, 2).await;
+    }
+    let running = Running::start(options);
+    running.wait_caught_up(&from, "at-end").await;
+    running.wait_caught_up(&from, "at-time").await;
+    assert_eq!(log_starts(&to, "at-end").await, [30, 0]);
+    assert_eq!(log_starts(&to, "at-time").await, [30, 0]);
+    let theirs = read_all(&from, "at-end", 0).await;
+    let ours = read_all(&to, "at-end", 0).await;
+    assert_eq!(ours.len(), 2);
+    for (a, b) in theirs.iter().skip(3).zip(&ours) {
+        assert_eq!(a.header.base_offset, b.header.base_offset);
+        assert_eq!(a.bytes[HEADER_LEN..], b.bytes[HEADER_LEN..]);
+    }
+    // What the source topic gets later is mirrored from its beginning.
+    from.create_partitions(&[("at-end", 3)]).await.unwrap();
+    append_some(&from, "at-end", 2, 2).await;
+    running.wait_caught_up(&from, "at-end").await;
+    assert_eq!(log_starts(&to, "at-end").await, [30, 0, 0]);
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_that_know_nothing_of_each_other_begin_at_one_offset() {
+    let (source, destination) = clusters();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    let topic = "far";
+    source.create_topic(topic, 1, &[]).unwrap();
+    for _ in 0..3 {
+        append(&from, topic, 0, &tiny(500_000)).await.unwrap();
+    }
+    let target = 1_500_000;
+    // Each engine has a running state of its own, as on another machine.
+    let fresh = || {
+        let mut options = link_options("far", source, destination, &[topic]);
+        options.start = MirrorStart::Latest;
+        options.lifecycle = standfast_link::Lifecycle::default();
+        options
+    };
+    let running = Running::start(fresh());
+    running
+        .wait("seeding, or done", |link| {
+            let lags = mirror(link, topic).mirror_lags.first();
+            lags.is_some_and(|l| {
+                l.destination_log_end_offset.is_some_and(|at| at > 0)
+                    && l.seed_target_offset.is_none_or(|t| t == target)
+            })
+        })
+        .await;
+    running.end().await;
+    let filled = log_ends(&to, topic).await[0];
+    assert!((1..=target).contains(&filled), "{filled}");
+    // By now the source's end is elsewhere.
+    append_some(&from, topic, 0, 1).await;
+    let (one, other) = (Running::start(fresh()), Running::start(fresh()));
+    append_some(&from, topic, 0, 2).await;
+    one.wait_caught_up(&from, topic).await;
+    other.wait_caught_up(&from, topic).await;
+    assert_eq!(log_starts(&to, topic).await, [target]);
+    let theirs = read_all(&from, topic, 0).await;
+    let ours = read_all(&to, topic, 0).await;
+    assert_eq!(ours.len(), 3);
+    for (a, b) in theirs.iter().skip(3).zip(&ours) {
+        assert_eq!(a.bytes[HEADER_LEN..], b.bytes[HEADER_LEN..]);
+    }
+    one.end().await;
+    other.end().await;
 }

@@ -40,6 +40,11 @@ pub(super) fn link_options(
     options.groups.clone_from(&section.groups);
     options.group_filters.clone_from(&section.group_filters);
     options.config_exclude.clone_from(&section.config_exclude);
+    options.start = section.start.0;
+    let starts = section.topic_starts.iter();
+    options.topic_starts = starts
+        .map(|(topic, start)| (topic.clone(), start.0))
+        .collect();
     options.acl_sync = section.acl_sync.as_ref().and_then(AclSyncSection::options);
     options.replication_factor = section.replication_factor;
     options.join_batches = section.join_batches.unwrap_or(true);

@@ -37,7 +37,8 @@ pub(crate) async fn position(
 ) -> Result<Option<i64>, Refusal> {
     // Left behind by an engine that ended between filling and deleting.
     let filled = last.filter(|batch| {
-        filler::mark_of(batch) == Some(Mark::Seed) && batch.header.producer_id == producer_id
+        matches!(filler::mark_of(batch), Some(Mark::Seed(_)))
+            && batch.header.producer_id == producer_id
     });
     if log.end == 0 || (last.is_some() && filled.is_none()) {
         return Ok(None);
