@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde_json::Value;
 use standfast_discovery::{ClusterEntry, ClusterName, FleetWatchHandle};
-use standfast_link::{Transition, admits_topic};
+use standfast_link::{MirrorDescription, MirrorStatus, Transition, admits_topic};
 use standfast_secrets::SecretsHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -275,8 +275,12 @@ impl Registry {
             change.action = LinkAction::Unchanged;
             return Ok((change, Some(entry)));
         }
+        let how = control.update(&entry, true).await;
+        if how != Ok(Applied::Live) {
+            not_while_restoring(&control)?;
+        }
         let answer = if dry_run {
-            control.update(&entry, true).await
+            how
         } else {
             let old = self.runtime.clone();
             self.save(runtime).await?;
@@ -309,6 +313,7 @@ impl Registry {
             timeout_ms,
         } = request;
         let control = self.known(&name)?;
+        not_while_restoring(&control)?;
         let alive = self.not_stopped(&control);
         let mut change = LinkChange::new(&name, LinkAction::Deleted, dry_run);
         change.mirrors_removed = control.mirror_names();
@@ -440,6 +445,23 @@ impl Registry {
 
     fn publish(&self, change: impl FnOnce(&mut Vec<LinkControl>)) {
         self.links.send_modify(|links| change(Arc::make_mut(links)));
+    }
+}
+
+/// A restore deletes and creates topics; two engines must not be at it.
+fn not_while_restoring(control: &LinkControl) -> Result<(), ErrorBody> {
+    let mirrors = control.describe().unwrap_or_default().mirrors;
+    let restoring =
+        |m: &&MirrorDescription| m.mirror_status == MirrorStatus::PendingSetupForRestore;
+    match mirrors.iter().find(restoring) {
+        None => Ok(()),
+        Some(mirror) => Err(refuse(
+            ErrorCode::Refused,
+            format!(
+                "\"{}\" is being restored; try again when `standfast mirror list` shows it otherwise",
+                mirror.mirror_topic_name
+            ),
+        )),
     }
 }
 
