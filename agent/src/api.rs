@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use standfast_discovery::{ClusterName, Epoch, FleetName, FleetRecord, FleetState};
 use standfast_link::{
-    AclSyncDescription, GroupDescription, MirrorChange, MirrorDescription, MirrorRestore,
-    RestoreMode, VerifyProgress, VerifyReport,
+    AclSyncDescription, GroupDescription, MemberDescription, MirrorChange, MirrorDescription,
+    MirrorRestore, RestoreMode, VerifyProgress, VerifyReport,
 };
 
 pub(crate) use links::{
@@ -251,6 +251,9 @@ pub(crate) struct Link {
     pub(crate) destination_cluster_id: Option<String>,
     pub(crate) category_counts: Vec<CategoryCount>,
     pub(crate) groups: Vec<GroupDescription>,
+    /// Of a shared link: the agents that mirror it, with what each mirrors.
+    #[serde(default)]
+    pub(crate) members: Vec<MemberDescription>,
     /// What goes on beside the copying.
     #[serde(default)]
     pub(crate) tasks: Vec<Task>,

@@ -7,6 +7,7 @@ mod failover;
 mod filler;
 mod identity;
 mod outages;
+mod sharing;
 mod switchover;
 
 use std::sync::OnceLock;

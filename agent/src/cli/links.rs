@@ -10,6 +10,9 @@ use crate::api::{Link, LinkList, LinkRequest};
 use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
 
+/// Topics of an agent that a table names.
+const TOPICS_SHOWN: usize = 8;
+
 pub(super) async fn list(agent: &AgentClient, printer: &Printer) -> Result<Exit, Failed> {
     let links: LinkList = agent.get(&["v1", "links"], &[], LOOK_LIMIT).await?;
     if printer.is_json() {
@@ -42,6 +45,10 @@ pub(super) async fn describe(
         }
         printer.line("")?;
         tasks(printer, link)?;
+        if !link.members.is_empty() {
+            printer.line("")?;
+            members(printer, link)?;
+        }
         if !link.groups.is_empty() {
             printer.line("")?;
             groups(printer, link)?;
@@ -69,6 +76,32 @@ fn tasks(printer: &Printer, link: &Link) -> Result<(), Failed> {
         for error in &task.errors {
             table.row(row(&error.error_code, &error.error_message));
         }
+    }
+    table.print()
+}
+
+fn members(printer: &Printer, link: &Link) -> Result<(), Failed> {
+    let mut table = printer.table(&["Agent", "Partitions", "Role", "Topics"]);
+    for member in &link.members {
+        let role = match (member.is_leader, member.is_self) {
+            (true, true) => "leader, asked",
+            (true, false) => "leader",
+            (false, true) => "asked",
+            (false, false) => "",
+        };
+        let topics = member.topics.iter().take(TOPICS_SHOWN);
+        let mut topics: Vec<String> = topics
+            .map(|(topic, which)| format!("{topic}: {which}"))
+            .collect();
+        if member.topics.len() > TOPICS_SHOWN {
+            topics.push(format!("and {} more", member.topics.len() - TOPICS_SHOWN));
+        }
+        table.row([
+            cell(&member.member),
+            cell(member.partitions),
+            cell(role),
+            cell(topics.join("; ")),
+        ]);
     }
     table.print()
 }

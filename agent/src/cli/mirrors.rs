@@ -107,6 +107,7 @@ fn describe_one(printer: &Printer, mirror: &Mirror) -> Result<(), Failed> {
         "Destination Log End Offset",
         "State",
         "Error",
+        "At Agent",
     ]);
     for lag in &description.mirror_lags {
         table.row([
@@ -119,6 +120,7 @@ fn describe_one(printer: &Printer, mirror: &Mirror) -> Result<(), Failed> {
             number(lag.destination_log_end_offset),
             state(&progress(lag)),
             cell(lag.error.as_deref().unwrap_or("")),
+            cell(lag.member.as_deref().unwrap_or("")),
         ]);
     }
     table.print()

@@ -120,6 +120,12 @@ pub(crate) struct LinkSection {
     /// Replication factor of the mirror topics; without it, the destination's default.
     #[serde(default)]
     pub(crate) replication_factor: Option<i16>,
+    /// Other agents have the same link, and each partition is to be mirrored by one of them.
+    #[serde(default)]
+    pub(crate) shared: bool,
+    /// Of a shared link: an agent that is silent for so long has lost its partitions to the others.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub(crate) session_timeout: Option<Duration>,
     /// `false`: the link runs whichever cluster is active, and a failover or switchover leaves it alone.
     #[serde(default = "follow_fleet")]
     pub(crate) follow_fleet: bool,

@@ -19,6 +19,9 @@ use super::{AclSyncSection, AgentSection, FailoverSection, HealthSection, LinkSe
 /// Consul's own limits for a session TTL.
 const LOCK_TTL: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(86_400);
+/// Session of an agent in the group of a shared link.
+const SESSION_RANGE: std::ops::RangeInclusive<std::time::Duration> =
+    std::time::Duration::from_secs(3)..=std::time::Duration::from_secs(1800);
 /// The engine needs room for at least one large batch per side.
 const MEMORY_MIB_MIN: usize = 8;
 /// Each refresh asks both clusters for their metadata.
@@ -309,6 +312,19 @@ pub(super) fn check_links(
                     "is below {MIN_RATE_LIMIT} bytes per second; give the link more, or pause it"
                 ),
             );
+        }
+        if let Some(session) = link.session_timeout {
+            if !link.shared {
+                problem(
+                    "session_timeout",
+                    "means nothing without `shared = true`; add that, or remove it".to_owned(),
+                );
+            } else if !SESSION_RANGE.contains(&session) {
+                problem(
+                    "session_timeout",
+                    "must be 3s to 30m; brokers accept 6s and more by default".to_owned(),
+                );
+            }
         }
         if link.replication_factor.is_some_and(|factor| factor < 1) {
             problem(

@@ -61,7 +61,7 @@ fn an_unknown_key_is_named_with_line_and_the_likely_one() {
             "topics = [\"orders\"]\ntopic = [\"x\"]"
         ),
         "agent.toml:24: links[0].topic: unknown key; did you mean `topics`? known keys: name, source, destination, topics, \
-         topic_filters, groups, group_filters, refresh_interval, memory_mib, rate_limit, join_batches, group_sync_interval, config_exclude, start, topic_starts, acl_sync, replication_factor, follow_fleet"
+         topic_filters, groups, group_filters, refresh_interval, memory_mib, rate_limit, join_batches, group_sync_interval, config_exclude, start, topic_starts, acl_sync, replication_factor, shared, session_timeout, follow_fleet"
     );
 }
 
@@ -234,6 +234,16 @@ fn limits_are_checked() {
             "groups = [\"billing\"]",
             "memory_mib = 1",
             "give the link more memory",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "session_timeout = \"6s\"",
+            "means nothing without `shared = true`",
+        ),
+        (
+            "groups = [\"billing\"]",
+            "shared = true\nsession_timeout = \"1s\"",
+            "must be 3s to 30m",
         ),
         (
             "groups = [\"billing\"]",

@@ -167,6 +167,15 @@ impl Mirrors for LinkSet {
         topics
     }
 
+    fn patience(&self, route: &Route) -> Duration {
+        let links = self.on_route(route);
+        let handles = links.iter().filter_map(LinkControl::handle);
+        handles
+            .map(|handle| handle.patience())
+            .max()
+            .unwrap_or_default()
+    }
+
     async fn resume(&self, route: &Route) {
         let links = self.on_route(route);
         join_all(links.iter().map(LinkControl::resume)).await;
@@ -464,6 +473,7 @@ pub(super) fn link_of(link: &LinkControl) -> Link {
             })
             .collect(),
         groups: description.groups,
+        members: description.members,
         origin: link.entry().origin,
         configs: settings_of(link.entry()),
     }

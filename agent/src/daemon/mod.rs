@@ -39,7 +39,7 @@ pub(crate) use restore::Restores;
 pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
-use link::{Registry, RegistryParts};
+use link::{Colleague, Registry, RegistryParts};
 
 /// Sub-folder of data_dir for the last known fleet record.
 const RECORD_FOLDER: &str = "discovery";
@@ -94,6 +94,12 @@ impl Daemon {
             clusters: config.clusters.clone(),
             fleet: fleet.clone(),
             secrets: secrets.clone(),
+            colleague: Colleague {
+                agent: config.agent.name.clone(),
+                discovery: discovery.clone(),
+                fleet: config.fleet.name.clone(),
+                lock_ttl: config.failover.lock_ttl,
+            },
         };
         let (links, handle) = Registry::new(&config, parts)?;
         let link_set = LinkSet::new(handle, probe_handles);

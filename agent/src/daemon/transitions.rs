@@ -64,7 +64,12 @@ impl LinkSet {
         let control = self.the_link(request.link.as_deref())?;
         if !request.dry_run {
             match control.handle() {
-                Some(handle) if paused => drop(handle.pause_link().await),
+                Some(handle) if paused => {
+                    if !handle.pause_link().await && control.section().shared {
+                        let text = "paused here, but not all agents that share the link have confirmed it; `standfast link describe` shows them";
+                        return Err(error(ErrorCode::OperationFailed, text));
+                    }
+                }
                 Some(handle) => handle.resume_link().await,
                 None => control.lifecycle().set_paused(paused),
             }

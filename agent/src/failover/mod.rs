@@ -100,6 +100,10 @@ pub(crate) trait Mirrors: Send + Sync {
         epoch: Epoch,
         limit: Duration,
     ) -> impl Future<Output = Vec<TopicReport>> + Send;
+    /// How long a stop may take on top of its limit: until agents that share a link and are silent are out of its group.
+    fn patience(&self, _route: &Route) -> Duration {
+        Duration::ZERO
+    }
     /// Lets stopped mirrors run again, as far as the record allows it.
     fn resume(&self, route: &Route) -> impl Future<Output = ()> + Send;
     /// Carries over the group offsets now.

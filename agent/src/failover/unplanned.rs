@@ -198,7 +198,7 @@ pub(super) async fn stop_mirrors<C: Coordination, M: Mirrors>(
     match steps
         .run(
             "stop_mirrors",
-            limit * 2,
+            limit * 2 + context.mirrors.patience(&route),
             context.mirrors.stop(&route, epoch, limit),
         )
         .await

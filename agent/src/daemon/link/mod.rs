@@ -6,6 +6,7 @@ mod edit;
 mod kept;
 mod registry;
 mod rule;
+mod sharing;
 mod supervisor;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::config::{LinkEntry, LinkSection};
 
 use kept::{Keeper, KeptState};
 pub(crate) use registry::{Links, Registry, RegistryParts};
+pub(crate) use sharing::Colleague;
 
 /// What a link is doing.
 #[derive(Debug, Clone)]

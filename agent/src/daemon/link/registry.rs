@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor::LinkSupervisor;
-use super::{Keeper, LinkControl, edit, kept};
+use super::{Colleague, Keeper, LinkControl, edit, kept};
 use crate::api::{
     Applied, ErrorBody, ErrorCode, LinkAction, LinkChange, LinkCreateRequest, LinkDeleteRequest,
     LinkUpdateRequest,
@@ -34,6 +34,7 @@ pub(crate) struct RegistryParts {
     pub(crate) clusters: BTreeMap<ClusterName, ClusterEntry>,
     pub(crate) fleet: FleetWatchHandle,
     pub(crate) secrets: SecretsHandle,
+    pub(crate) colleague: Colleague,
 }
 
 /// Owns the links.
@@ -183,6 +184,7 @@ impl Registry {
             destination,
             self.parts.fleet.clone(),
             self.parts.secrets.clone(),
+            self.parts.colleague.clone(),
             state,
         );
         Ok((supervisor, keeper, control))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use standfast_discovery::{ClusterEntry, Epoch, FleetWatchHandle};
-use standfast_link::{Link, LinkDescription, LinkHandle, LinkName};
+use standfast_link::{Link, LinkDescription, LinkHandle, LinkName, LinkOptions, SharingOptions};
 use standfast_secrets::SecretsHandle;
 use standfast_wire::{ClusterOptions, SharedLogin};
 use tokio::sync::{mpsc, watch};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::rule::{Verdict, as_stopped, link_options, verdict};
+use super::sharing::{Colleague, Sharing};
 use super::{Command, KeptState, LinkControl, Phase, StopResult};
 use crate::api::Applied;
 use crate::clusters;
@@ -36,6 +37,7 @@ pub(crate) struct LinkSupervisor {
     destination: ClusterEntry,
     fleet: FleetWatchHandle,
     secrets: SecretsHandle,
+    colleague: Colleague,
     commands: mpsc::Receiver<Command>,
     phase: watch::Sender<Phase>,
     last: watch::Sender<Option<LinkDescription>>,
@@ -54,6 +56,8 @@ struct Running {
     end: CancellationToken,
     task: JoinHandle<Result<(), standfast_link::Error>>,
     started: Instant,
+    /// Of a link that other agents share.
+    sharing: Option<Sharing>,
 }
 
 /// An operation is under way that read the record at `epoch`.
@@ -76,6 +80,7 @@ impl LinkSupervisor {
         destination: ClusterEntry,
         fleet: FleetWatchHandle,
         secrets: SecretsHandle,
+        colleague: Colleague,
         state: KeptState,
     ) -> (Self, LinkControl) {
         let section = Arc::new(entry.section.clone());
@@ -97,6 +102,7 @@ impl LinkSupervisor {
             destination,
             fleet,
             secrets,
+            colleague,
             commands,
             phase,
             last,
@@ -148,7 +154,7 @@ impl LinkSupervisor {
                 .filter(|order| view.epoch() <= Some(order.epoch));
             if self.running.is_some() {
                 tracing::warn!(link = self.section.name, reason, "stopping the link");
-                self.halt(END_LIMIT).await;
+                self.halt(END_LIMIT, None).await;
                 self.end().await;
             }
             self.restart = Restart::default();
@@ -208,8 +214,14 @@ impl LinkSupervisor {
             ..options.clone()
         };
         let shared = (with(&options.0, &logins.0), with(&options.1, &logins.1));
+        let sharing = Sharing::begin(
+            &self.section,
+            &self.colleague,
+            self.state.lifecycle(),
+            &self.fleet,
+        );
         let link = LinkName::new(self.section.name.clone())
-            .map(|name| link_options(&self.section, name, &shared, self.state.lifecycle()))
+            .map(|name| self.options(&self.section, name, &shared, sharing.as_ref()))
             .and_then(Link::new);
         let (link, handle) = match link {
             Ok(started) => started,
@@ -228,7 +240,20 @@ impl LinkSupervisor {
             end,
             task,
             started: Instant::now(),
+            sharing,
         });
+    }
+
+    fn options(
+        &self,
+        section: &LinkSection,
+        name: LinkName,
+        clusters: &(ClusterOptions, ClusterOptions),
+        sharing: Option<&Sharing>,
+    ) -> LinkOptions {
+        let mut options = link_options(section, name, clusters, self.state.lifecycle());
+        options.sharing = sharing.map(|sharing| sharing.options(section, &self.colleague));
+        options
     }
 
     async fn obey(&mut self, command: Command) {
@@ -241,7 +266,7 @@ impl LinkSupervisor {
                 let result = match self.stopped.take() {
                     // Stopped before by an operation that did not come to its end.
                     Some(order) if self.running.is_none() => order.result,
-                    _ => self.halt(limit).await,
+                    _ => self.halt(limit, Some(epoch)).await,
                 };
                 self.stopped = Some(StopOrder {
                     epoch,
@@ -252,10 +277,16 @@ impl LinkSupervisor {
                 });
                 // The operation need not wait for connections to close.
                 let _ = reply.send(result);
-                self.end().await;
+                // Whoever joins the link's group meanwhile must hear of the order.
+                if !self.section.shared {
+                    self.end().await;
+                }
             }
             Command::Resume { reply } => {
-                self.stopped = None;
+                if self.stopped.take().is_some() && self.section.shared {
+                    self.end().await;
+                    self.state.lifecycle().set_stop(None);
+                }
                 self.settle().await;
                 let _ = reply.send(());
             }
@@ -289,7 +320,11 @@ impl LinkSupervisor {
             });
         };
         let name = LinkName::new(section.name.clone()).map_err(|error| error.to_string())?;
-        let options = link_options(&section, name, &running.options, self.state.lifecycle());
+        let sharing = running.sharing.as_ref().filter(|_| section.shared);
+        let mut options = self.options(&section, name, &running.options, sharing);
+        if section.shared && sharing.is_none() {
+            options.sharing = Some(SharingOptions::new(self.colleague.agent.clone()));
+        }
         let live = if dry_run {
             running.handle.can_update(&options)
         } else {
@@ -324,8 +359,8 @@ impl LinkSupervisor {
         })
     }
 
-    /// No more appends after this returns.
-    async fn halt(&mut self, limit: Duration) -> StopResult {
+    /// No more appends after this returns: by this agent or, for an operation that read the record at `epoch`, by any that shares the link.
+    async fn halt(&mut self, limit: Duration, epoch: Option<Epoch>) -> StopResult {
         let Some(running) = &self.running else {
             return StopResult {
                 mirrors: Vec::new(),
@@ -333,7 +368,14 @@ impl LinkSupervisor {
             };
         };
         let handle = running.handle.clone();
-        let result = match tokio::time::timeout(limit, handle.stop_mirrors(limit)).await {
+        let longest = limit + epoch.map_or(Duration::ZERO, |_| handle.patience());
+        let stopping = async {
+            match epoch {
+                Some(epoch) => handle.stop_everywhere(epoch.0, limit).await,
+                None => handle.stop_mirrors(limit).await,
+            }
+        };
+        let result = match tokio::time::timeout(longest, stopping).await {
             Ok(Ok(mirrors)) => StopResult {
                 mirrors,
                 error: None,
@@ -344,7 +386,7 @@ impl LinkSupervisor {
             },
             Err(_) => StopResult {
                 mirrors: Vec::new(),
-                error: Some(format!("the mirrors did not stop within {limit:?}")),
+                error: Some(format!("the mirrors did not stop within {longest:?}")),
             },
         };
         self.last.send_replace(Some(as_stopped(handle.describe())));
