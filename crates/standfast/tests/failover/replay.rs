@@ -231,6 +231,10 @@ fn carry(from: (&str, &str), to: (&str, &str), limit: i64) -> i64 {
     let found = client(from).committed_offsets(list, SOON).expect("offsets");
     let mut entry = found.find_partition("orders", 0).expect("entry");
     let offset = entry.offset().to_raw().expect("offset");
+    if offset < 0 {
+        // Nothing is committed yet.
+        return offset;
+    }
     entry
         .set_offset(Offset::Offset(offset.min(limit)))
         .expect("set");
