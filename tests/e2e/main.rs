@@ -7,6 +7,7 @@ mod failover;
 mod filler;
 mod identity;
 mod outages;
+mod returned;
 mod sharing;
 mod switchover;
 

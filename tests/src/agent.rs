@@ -34,7 +34,9 @@ pub struct AgentConfig {
     pub east_lines: String,
     /// Bootstrap of west and east.
     pub bootstrap: [String; 2],
-    /// Mirrored topics of the link west → east.
+    /// Source and destination of the link: west and east, unless changed.
+    pub link: [&'static str; 2],
+    /// Mirrored topics of the link.
     pub topics: Vec<String>,
     /// Groups whose offsets are carried over.
     pub groups: Vec<String>,
@@ -52,6 +54,7 @@ impl AgentConfig {
             west_lines: String::new(),
             east_lines: String::new(),
             bootstrap: [pair.west.bootstrap(), pair.east.bootstrap()],
+            link: ["west", "east"],
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
             groups: Vec::new(),
             link_lines: String::new(),
@@ -66,6 +69,7 @@ impl AgentConfig {
             west_lines,
             east_lines,
             bootstrap,
+            link: [source, destination],
             topics,
             groups,
             link_lines,
@@ -75,7 +79,7 @@ impl AgentConfig {
             "[agent]\nname = {name:?}\nlisten = {listen:?}\ndata_dir = {data_dir:?}\n\n\
              [fleet]\nname = \"payments\"\n\n[discovery]\n{discovery}\n\n[secrets]\n{secrets}\n\n\
              [clusters.west]\nbootstrap = {west:?}\n{west_lines}\n\n[clusters.east]\nbootstrap = {east:?}\n{east_lines}\n\n\
-             [[links]]\nname = \"west-to-east\"\nsource = \"west\"\ndestination = \"east\"\ntopics = {topics:?}\ngroups = {groups:?}\n{link_lines}\n"
+             [[links]]\nname = \"{source}-to-{destination}\"\nsource = {source:?}\ndestination = {destination:?}\ntopics = {topics:?}\ngroups = {groups:?}\n{link_lines}\n"
         )
     }
 }
