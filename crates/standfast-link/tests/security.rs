@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use secure::*;
 use standfast_link::{
     AclFilter, AclSyncOptions, LinkDescription, LinkName, LinkOptions, LinkState, MirrorTopicError,
-    PartitionState, VerifyOptions, VerifyResult, verify,
+    PartitionState, SharingOptions, VerifyOptions, VerifyResult, verify,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::{
@@ -105,6 +105,13 @@ fn destination_acls(topics: &str) -> Vec<AclBinding> {
             Op::Write,
         ),
         allow(AclResource::Group, AclPattern::Literal, GROUP, Op::Read),
+        // The link's own group, in which its agents share it.
+        allow(
+            AclResource::Group,
+            AclPattern::Literal,
+            &format!("standfast-{topics}"),
+            Op::Read,
+        ),
         allow(
             AclResource::Cluster,
             AclPattern::Literal,
@@ -129,6 +136,7 @@ fn link(name: &str, topics: &[&str]) -> (LinkOptions, SharedLogin) {
     link.backoff.max = Duration::from_millis(500);
     link.groups = vec![GROUP.to_owned()];
     if name == "need-" {
+        link.sharing = Some(SharingOptions::new("alone"));
         link.acl_sync = Some(AclSyncOptions {
             interval: Duration::from_secs(1),
             filters: vec![AclFilter {
