@@ -5,7 +5,7 @@ use standfast_link::{MirrorChange, PartitionLag};
 use super::output::{Printer, Tone, cell, number, state};
 use crate::api::{MirrorLag, TopicReport};
 use crate::daemon::name_of;
-use crate::exit::Failed;
+use crate::exit::{Exit, Failed};
 
 /// One mirror topic.
 struct Outcome<'o> {
@@ -71,6 +71,20 @@ pub(super) fn of_report(printer: &Printer, topics: &[TopicReport]) -> Result<(),
         }
     }
     table(printer, topics.iter().map(outcome))
+}
+
+/// The last line of a command on several mirror topics, and its exit code.
+pub(super) fn conclude(printer: &Printer, all: usize, refused: usize, dry_run: bool) -> Exit {
+    let done = if dry_run { "would be done" } else { "done" };
+    printer.note(format!(
+        "{} mirror topic(s) {done}, {refused} with an error",
+        all - refused
+    ));
+    match refused {
+        0 => Exit::Ok,
+        _ if refused == all => Exit::Refused,
+        _ => Exit::FailoverIncomplete,
+    }
 }
 
 fn table<'o>(printer: &Printer, outcomes: impl Iterator<Item = Outcome<'o>>) -> Result<(), Failed> {

@@ -7,9 +7,9 @@ use clap::{Args, ValueEnum};
 use standfast_link::{MirrorRestore, RestoreMode};
 
 use super::client::AgentClient;
-use super::consent;
 use super::output::{Printer, Tone, cell, state};
 use super::transitions::{self, Selection};
+use super::{consent, outcomes};
 use crate::api::{RestoreRequest, RestoreResults};
 use crate::daemon::name_of;
 use crate::exit::{Exit, Failed};
@@ -131,26 +131,10 @@ fn tell(printer: &Printer, results: &RestoreResults) -> Result<Exit, Failed> {
     } else {
         print(printer, results)?;
     }
-    let all = results.data.len();
-    let refused = results
-        .data
-        .iter()
-        .filter(|r| r.change.error_code.is_some());
-    let refused = refused.count();
-    let done = if results.dry_run {
-        "would be done"
-    } else {
-        "done"
-    };
-    printer.note(format!(
-        "{} mirror topic(s) {done}, {refused} with an error",
-        all - refused
-    ));
-    Ok(match refused {
-        0 => Exit::Ok,
-        _ if refused == all => Exit::Refused,
-        _ => Exit::FailoverIncomplete,
-    })
+    let data = &results.data;
+    let refused = data.iter().filter(|r| r.change.error_code.is_some());
+    let (all, refused) = (data.len(), refused.count());
+    Ok(outcomes::conclude(printer, all, refused, results.dry_run))
 }
 
 fn print(printer: &Printer, results: &RestoreResults) -> Result<(), Failed> {

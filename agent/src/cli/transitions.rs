@@ -227,22 +227,8 @@ async fn run(
         printer.warn(format!("{topic}: {warning}"));
     }
     let refused = changes.data.iter().filter(|c| c.error_code.is_some());
-    let refused = refused.count();
-    let all = changes.data.len();
-    let done = if changes.dry_run {
-        "would be done"
-    } else {
-        "done"
-    };
-    printer.note(format!(
-        "{} mirror topic(s) {done}, {refused} with an error",
-        all - refused
-    ));
-    Ok(match refused {
-        0 => Exit::Ok,
-        _ if refused == all => Exit::Refused,
-        _ => Exit::FailoverIncomplete,
-    })
+    let (all, refused) = (changes.data.len(), refused.count());
+    Ok(outcomes::conclude(printer, all, refused, changes.dry_run))
 }
 
 /// Each once: most concern every topic of the call.

@@ -4,7 +4,7 @@ use kafka_protocol::messages::ListTransactionsRequest;
 
 use super::str_bytes;
 use crate::cluster::Cluster;
-use crate::error::{Error, ResponseError};
+use crate::error::Error;
 
 /// One transactional id, as its coordinator lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,50 +30,20 @@ impl Cluster {
         &self,
         producer_ids: &[i64],
     ) -> Result<Vec<ListedTransaction>, Error> {
-        let brokers: Vec<_> = self
-            .refresh_metadata()
-            .await?
-            .brokers
-            .keys()
-            .copied()
-            .collect();
         let request = ListTransactionsRequest::default()
             .with_state_filters(UNDECIDED.iter().map(|state| str_bytes(state)).collect())
             .with_producer_id_filters(producer_ids.iter().map(|id| (*id).into()).collect());
-        let mut found = Vec::new();
-        for broker in brokers {
-            let mut retry = self.retry();
-            let response = loop {
-                let attempt = async {
-                    let connection = self.connection(broker).await?;
-                    let response = connection.call(request.clone()).await?;
-                    match ResponseError::try_from_code(response.error_code) {
-                        None => Ok(response),
-                        Some(code) => Err(Error::server(
-                            connection.broker(),
-                            "ListTransactions",
-                            None,
-                            code,
-                            None,
-                        )),
-                    }
-                };
-                match attempt.await {
-                    Ok(response) => break response,
-                    Err(error) => retry.after(error).await?,
-                }
-            };
-            found.extend(
-                response
-                    .transaction_states
-                    .into_iter()
-                    .map(|state| ListedTransaction {
-                        transactional_id: state.transactional_id.0.to_string(),
-                        producer_id: state.producer_id.0,
-                        state: state.transaction_state.to_string(),
-                    }),
-            );
-        }
-        Ok(found)
+        let answers = self
+            .ask_every_broker("ListTransactions", request, |answer| answer.error_code)
+            .await?;
+        let states = answers
+            .into_iter()
+            .flat_map(|answer| answer.transaction_states);
+        let listed = states.map(|state| ListedTransaction {
+            transactional_id: state.transactional_id.0.to_string(),
+            producer_id: state.producer_id.0,
+            state: state.transaction_state.to_string(),
+        });
+        Ok(listed.collect())
     }
 }

@@ -15,7 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use kafka_protocol::messages::TopicName;
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::protocol::{Request, StrBytes};
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
@@ -59,6 +59,41 @@ impl Cluster {
                 message,
             )),
         }
+    }
+
+    /// Asks every broker the same, for what only the broker that coordinates it knows. `code`: the error code of an answer.
+    ///
+    /// # Errors
+    /// A broker did not answer, or refused: what the others know would have holes.
+    async fn ask_every_broker<R: Request + Clone>(
+        &self,
+        api: &'static str,
+        request: R,
+        code: impl Fn(&R::Response) -> i16,
+    ) -> Result<Vec<R::Response>, Error> {
+        let metadata = self.refresh_metadata().await?;
+        let mut answers = Vec::with_capacity(metadata.brokers.len());
+        for broker in metadata.brokers.keys() {
+            let mut retry = self.retry();
+            let answer = loop {
+                let attempt = async {
+                    let connection = self.connection(*broker).await?;
+                    let answer = connection.call(request.clone()).await?;
+                    match ResponseError::try_from_code(code(&answer)) {
+                        None => Ok(answer),
+                        Some(code) => {
+                            Err(Error::server(connection.broker(), api, None, code, None))
+                        }
+                    }
+                };
+                match attempt.await {
+                    Ok(answer) => break answer,
+                    Err(error) => retry.after(error).await?,
+                }
+            };
+            answers.push(answer);
+        }
+        Ok(answers)
     }
 
     /// Asks the leader of each partition, all leaders at the same time. `ask` sends one request about many partitions and
