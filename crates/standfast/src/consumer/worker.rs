@@ -91,11 +91,7 @@ impl Worker {
         };
         let connected = connect.run(
             || make(&shared, &target, generation),
-            |consumer, timeout| {
-                // Serves librdkafka's log lines, which would pile up otherwise.
-                while consumer.poll(Duration::ZERO).is_some() {}
-                consumer.client().fetch_cluster_id(timeout)
-            },
+            |consumer, timeout| cluster_id(consumer, &shared.topics, timeout),
             |consumer| retire(consumer, TopicPartitionList::new()),
         );
         let Some((consumer, cluster_id)) = connected else {
@@ -118,6 +114,26 @@ impl Worker {
         }
         .run()
     }
+}
+
+/// Asks for the cluster's id, and makes librdkafka connect for it.
+///
+/// librdkafka connects a consumer by itself only if its main thread happens to look for the group's coordinator after the
+/// bootstrap addresses were added (2.12.1: `rd_kafka_brokers_add0` takes the coordinator's placeholder for a broker that it
+/// knew before). Otherwise nothing is connected until its next timer, a second later: seen in one start of four. A question
+/// for metadata connects at once, and the topic's metadata is needed next anyway.
+fn cluster_id(
+    consumer: &BaseConsumer<WorkerContext>,
+    topics: &[String],
+    timeout: Duration,
+) -> Option<String> {
+    // Serves librdkafka's log lines, which would pile up otherwise.
+    while consumer.poll(Duration::ZERO).is_some() {}
+    let asked = Instant::now();
+    // Whether the topic is there does not matter here.
+    let _ = consumer.fetch_metadata(topics.first().map(String::as_str), timeout);
+    let left = timeout.saturating_sub(asked.elapsed());
+    consumer.client().fetch_cluster_id(left)
 }
 
 fn report_ready(shared: &ConsumerShared, target: &Target, cluster_id: &str) {
