@@ -135,7 +135,7 @@ pub(crate) fn unfit(topic: &str, configs: &Configs) -> Option<String> {
     FORCED.iter().take(2).find_map(|(config, needed)| {
         let found = configs.get(*config)?.value.as_deref()?;
         (found != *needed).then(|| {
-            format!("topic {topic:?} on the destination has {config}={found}; a mirror needs {config}={needed}")
+            format!("topic {topic:?} on the destination has {config}={found}; a mirror needs {config}={needed}: set it, then resume the mirror (`mirror restore` sets it)")
         })
     })
 }

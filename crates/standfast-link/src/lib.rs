@@ -75,7 +75,7 @@ pub use options::{
 pub use rate::MIN_RATE_LIMIT;
 pub use restore::{
     LostTail, MirrorRestore, PartitionTruncation, RestoreExport, RestoreMode, RestoreOptions,
-    RestorePhase, RestoreState,
+    RestorePhase, RestoreState, TopicShape,
 };
 pub use start::MirrorStart;
 pub use transitions::Transition;

@@ -87,12 +87,16 @@ pub struct RunningState {
 
 /// The running state of a link, shared by its engine, its handles and whoever keeps it. Cheap to clone; clones are the same state.
 #[derive(Debug, Clone, Default)]
-pub struct Lifecycle(Arc<watch::Sender<RunningState>>);
+pub struct Lifecycle(
+    Arc<watch::Sender<RunningState>>,
+    /// Which revision is kept, if somebody keeps it.
+    pub(crate) Arc<watch::Sender<Option<u64>>>,
+);
 
 impl Lifecycle {
     /// Begins with what was remembered.
     pub fn new(state: RunningState) -> Self {
-        Self(Arc::new(watch::Sender::new(state)))
+        Self(Arc::new(watch::Sender::new(state)), Arc::default())
     }
 
     /// The state now.

@@ -11,8 +11,10 @@
 //! A restart in the middle begins again with step 1, which finds what is left.
 
 mod export;
+mod kept;
 mod open;
 mod record;
+mod recreate;
 pub(crate) mod rejoin;
 mod setup;
 mod tail;
@@ -26,19 +28,23 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info};
 
-use crate::description::{MirrorStatus, PartitionState, StoppedMirror};
+use crate::description::{MirrorStatus, MirrorTopicError, PartitionState, StoppedMirror};
 use crate::handle::LinkHandle;
 use crate::lifecycle::{Lifecycle, MirrorChange, TransitionErrorCode, Wanted};
 use crate::link::Inner;
 use crate::topics::Topic;
 use crate::transitions::Refusal;
 pub use export::LostTail;
+pub use kept::TopicShape;
 
 /// Topics restored at a time.
 const AT_A_TIME: usize = 4;
 
 /// How often restores that a former engine left behind, and those that wait for the source, are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// Between two tries to create a deleted topic again.
+const CREATE_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long what is in flight may take to be answered before a topic is restored.
 const REST_DRAIN: Duration = Duration::from_secs(5);
@@ -90,6 +96,9 @@ pub struct RestoreState {
     /// What the mirror goes back to if the restore fails: STOPPED, or FAILED by start-up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub was_stopped: bool,
+    /// Mode full, from just before the topic is deleted until it is there again: what it is created with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recreate: Option<TopicShape>,
 }
 
 /// What to restore, and how.
@@ -312,6 +321,7 @@ impl LinkHandle {
         let each = topics.iter().cloned().map(|topic| async move {
             let found = setup::survey(self, &topic, hints(options, &topic)).await;
             let outcome = found
+                .and_then(|survey| survey.admits(options.mode, &topic).map(|()| survey))
                 .map(|survey| Outcome {
                     truncations: survey.truncations(),
                     export: None,
@@ -337,6 +347,7 @@ impl LinkHandle {
                 mode: options.mode,
                 export: options.export.clone(),
                 was_stopped: stopped,
+                recreate: None,
             };
             let of = |t: &&Arc<str>| (lifecycle.wanted(t) == Wanted::Stopped) == stopped;
             let these: Vec<&str> = topics.iter().filter(of).map(|t| &**t).collect();
@@ -375,7 +386,7 @@ impl LinkHandle {
         let only = HashSet::from([Arc::clone(topic)]);
         let until = Instant::now() + REST_DRAIN;
         self.rest(&only, PartitionState::Paused, until).await;
-        let done = setup::run(self, topic, &state, hints).await;
+        let done = setup::run(self, topic, &mut state, hints).await;
         for known in self.inner.topics().iter_mut() {
             if known.name() == *topic {
                 known.begin_again();
@@ -385,10 +396,18 @@ impl LinkHandle {
             Ok(outcome) => {
                 info!(link = %self.inner.options.name, topic = %topic, mode = ?state.mode, export = ?outcome.export, truncated = ?outcome.truncations, "mirror restored");
                 state.phase = RestorePhase::PendingRestore;
+                state.recreate = None;
                 lifecycle.set_restore([&**topic], &state);
                 Ok(outcome)
             }
-            Err(text) => {
+            Err(failed) if failed.topic_is_gone => {
+                let text = format!("{}; it is tried again every {CREATE_AGAIN:?}", failed.text);
+                if let Some(known) = self.inner.topics().iter_mut().find(|t| t.name() == *topic) {
+                    known.set_trouble(MirrorTopicError::DestinationRefused, text.clone(), false);
+                }
+                Err((TransitionErrorCode::RestoreFailed, text))
+            }
+            Err(setup::Failed { text, .. }) => {
                 error!(link = %self.inner.options.name, topic = %topic, reason = text, "restore failed");
                 let wanted = if state.was_stopped {
                     Wanted::Stopped
@@ -421,8 +440,10 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
     let handle = LinkHandle {
         inner: Arc::clone(&inner),
     };
+    let mut not_before: HashMap<Arc<str>, Instant> = HashMap::new();
     loop {
         tick.tick().await;
+        not_before.retain(|_, at| *at > Instant::now());
         let state = inner.options.lifecycle.state();
         let restoring = state
             .topics
@@ -437,13 +458,17 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
                         inner.options.lifecycle.end_restore(&name, Wanted::Active);
                     }
                 }
+                RestorePhase::PendingSetupForRestore if not_before.contains_key(&name) => {}
                 RestorePhase::PendingSetupForRestore => {
                     let Some(_under_way) = inner.restores.begin(&name) else {
                         continue;
                     };
                     info!(link = %inner.options.name, topic = %name, "going on with a restore that was not finished");
                     // Its failure is logged, and the mirror shows why it is FAILED.
-                    let _ = handle.restore_one(&name, &[]).await;
+                    let done = handle.restore_one(&name, &[]).await;
+                    if done.is_err() {
+                        not_before.insert(name.clone(), Instant::now() + CREATE_AGAIN);
+                    }
                 }
             }
         }

@@ -116,7 +116,7 @@ impl Topic {
         })
     }
 
-    fn set_trouble(&mut self, error: MirrorTopicError, text: String, failed: bool) {
+    pub(crate) fn set_trouble(&mut self, error: MirrorTopicError, text: String, failed: bool) {
         if self
             .trouble
             .as_ref()

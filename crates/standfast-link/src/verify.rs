@@ -5,6 +5,7 @@
 
 mod compare;
 mod prefix;
+mod records;
 mod report;
 
 use std::collections::{BTreeSet, VecDeque};

@@ -72,6 +72,8 @@ impl Keeper {
             )
         })?;
         let lifecycle = Lifecycle::new(state);
+        // From here on a restore waits for the file before it deletes.
+        lifecycle.note_kept(lifecycle.state().revision);
         let (kept, receiver) = watch::channel(Kept::default());
         let state = KeptState {
             lifecycle: lifecycle.clone(),
@@ -124,6 +126,9 @@ impl Keeper {
             Ok(Err(error)) => Some(error.to_string()),
             Err(broken) => Some(broken.to_string()),
         };
+        if error.is_none() {
+            self.lifecycle.note_kept(revision);
+        }
         if let Some(error) = &error {
             tracing::error!(link = self.link, file = %self.path.display(), error, "which mirrors are paused or stopped could not be saved; a restart would not know");
         }

@@ -2,32 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use standfast_wire::admin::NewTopic;
-use standfast_wire::{Cluster, Metadata, ResponseError, TopicMetadata};
+use standfast_wire::{Cluster, Metadata, TopicMetadata};
 use tracing::info;
 
 use super::export::{self, LinesFile, LostTopic, Sink};
 use super::tail::{self, Tail};
-use super::{Outcome, PartitionTruncation, RestoreExport, RestoreMode, RestoreState, open};
+use super::{
+    Outcome, PartitionTruncation, RestoreExport, RestoreMode, RestoreState, open, recreate,
+};
 use crate::handle::LinkHandle;
 use crate::partition::PartitionId;
 use crate::{calls, configs};
 
 use crate::verify::Logs;
 
-/// How long a deleted topic may take to be gone, and a created one to be there.
-const RECREATED_WITHIN: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
-
 const CLEANUP_POLICY: &str = "cleanup.policy";
 
 /// What a topic's partitions hold that the source does not.
 pub(super) struct Survey {
-    configs: BTreeMap<String, calls::ConfigValue>,
+    pub(super) configs: BTreeMap<String, calls::ConfigValue>,
     mirror: Option<TopicMetadata>,
-    source_partitions: i32,
+    pub(super) source_partitions: i32,
     tails: Vec<(PartitionId, Tail)>,
 }
 
@@ -41,6 +37,18 @@ impl Survey {
             log_end_offset: tail.to,
         })
         .collect()
+    }
+
+    /// Whether records of the topic can, and should, be deleted in this mode. Seen on 4.1.0: a broker refuses DeleteRecords while the policy is `compact` alone, and takes it
+    /// as soon as it is `compact,delete`. But what goes then is the current value of keys that the source does not write again.
+    pub(super) fn admits(&self, mode: RestoreMode, topic: &str) -> Result<(), String> {
+        let lost = self.tails.iter().any(|(_, tail)| !tail.is_empty());
+        if mode == RestoreMode::Fast && lost && !self.has_policy("delete") {
+            return Err(format!(
+                "topic {topic:?} has cleanup.policy=compact: in mode fast the mirror would lack the values of all keys that are not written again; use `--mode full`"
+            ));
+        }
+        Ok(())
     }
 
     fn has_policy(&self, policy: &str) -> bool {
@@ -113,34 +121,53 @@ pub(super) async fn survey(
     Ok(survey)
 }
 
-fn found(metadata: &Metadata, topic: &str) -> Option<TopicMetadata> {
+pub(super) fn found(metadata: &Metadata, topic: &str) -> Option<TopicMetadata> {
     let found = metadata.topics.get(topic)?;
     (found.error.is_none() && !found.partitions.is_empty()).then(|| found.clone())
 }
 
-fn at(side: &'static str) -> impl Fn(standfast_wire::Error) -> String {
+pub(super) fn at(side: &'static str) -> impl Fn(standfast_wire::Error) -> String {
     move |error| format!("{side}: {error}")
 }
 
-/// Exports and deletes. An error says what was not done; nothing is deleted before the export is complete.
+/// Why a restore did not come to its end.
+pub(super) struct Failed {
+    pub(super) text: String,
+    /// The topic is deleted and not there again, or that is not known: only going on helps.
+    pub(super) topic_is_gone: bool,
+}
+
+impl From<String> for Failed {
+    fn from(text: String) -> Self {
+        Self {
+            text,
+            topic_is_gone: false,
+        }
+    }
+}
+
+/// Exports and deletes. An error says what was not done; nothing is deleted before the export is complete, and `state` kept.
 pub(super) async fn run(
     link: &LinkHandle,
     topic: &Arc<str>,
-    state: &RestoreState,
+    state: &mut RestoreState,
     hints: &[Option<i64>],
-) -> Result<Outcome, String> {
-    let survey = survey(link, topic, hints).await?;
+) -> Result<Outcome, Failed> {
+    let found = survey(link, topic, hints).await;
+    let survey = found.map_err(|text| Failed {
+        text,
+        topic_is_gone: state.recreate.is_some(),
+    })?;
     let (_, destination) = link.both_clusters().map_err(|e| e.to_string())?;
     let Some(mirror) = &survey.mirror else {
+        if let Some(shape) = &state.recreate {
+            recreate::create(destination, topic, shape, survey.source_partitions, None).await?;
+        }
         return Ok(Outcome::default());
     };
+    survey.admits(state.mode, topic)?;
     let lost: Vec<&(PartitionId, Tail)> =
         survey.tails.iter().filter(|(_, t)| !t.is_empty()).collect();
-    if state.mode == RestoreMode::Fast && !lost.is_empty() && !survey.has_policy("delete") {
-        return Err(format!(
-            "topic {topic:?} has cleanup.policy=compact: brokers delete no records from it, and its older records would be missed; use `--mode full`"
-        ));
-    }
     let export = match lost.as_slice() {
         [] => None,
         lost => Some(write_out(link, destination, topic, mirror, state, lost).await?),
@@ -150,15 +177,41 @@ pub(super) async fn run(
         export,
     };
     let deleted = match state.mode {
-        RestoreMode::Fast if lost.is_empty() => Ok(()),
-        RestoreMode::Fast => delete_records(destination, &lost).await,
-        RestoreMode::Full => recreate(destination, topic, &survey, mirror).await,
+        RestoreMode::Fast => delete(link, destination, topic, &survey, &lost).await,
+        RestoreMode::Full => {
+            let all: Vec<&(PartitionId, Tail)> = survey.tails.iter().collect();
+            match ends_after(destination, &all).await {
+                Ok(_) => recreate::run(link, destination, topic, state, &survey, mirror).await,
+                Err(text) => Err(text.into()),
+            }
+        }
     };
-    deleted.map_err(|text| match &outcome.export {
-        None => text,
-        Some(export) => format!("exported to {}, but: {text}", place(export)),
+    deleted.map_err(|failed| match &outcome.export {
+        None => failed,
+        Some(export) => Failed {
+            text: format!("exported to {}, but: {}", place(export), failed.text),
+            ..failed
+        },
     })?;
     Ok(outcome)
+}
+
+/// Mode fast: deletes the records of the partitions that have a tail, and makes the topic fit to be a mirror.
+async fn delete(
+    link: &LinkHandle,
+    destination: &Cluster,
+    topic: &Arc<str>,
+    survey: &Survey,
+    lost: &[&(PartitionId, Tail)],
+) -> Result<(), Failed> {
+    if !lost.is_empty() {
+        link.lifecycle().kept().await?;
+        delete_records(destination, lost).await?;
+    }
+    if configs::unfit(topic, &survey.configs).is_some() {
+        recreate::fit(destination, topic).await?;
+    }
+    Ok(())
 }
 
 fn place(export: &super::LostTail) -> String {
@@ -241,63 +294,4 @@ async fn delete_records(
         deleted.map_err(|error| format!("destination: {id}: records were not deleted: {error}"))?;
     }
     Ok(())
-}
-
-/// Deletes the topic and creates it again, with its own configuration and replication factor and the source's number of partitions.
-async fn recreate(
-    destination: &Cluster,
-    topic: &Arc<str>,
-    survey: &Survey,
-    mirror: &TopicMetadata,
-) -> Result<(), String> {
-    let all: Vec<&(PartitionId, Tail)> = survey.tails.iter().collect();
-    ends_after(destination, &all).await?;
-    let factor = mirror.partitions.values().map(|p| p.replicas.len()).max();
-    let factor = i16::try_from(factor.unwrap_or(1)).unwrap_or(1);
-    let new = NewTopic {
-        name: topic.to_string(),
-        partitions: survey.source_partitions,
-        replication_factor: factor,
-        configs: configs::at_creation(&survey.configs, &[], factor),
-    };
-    let deleted = destination.delete_topics(&[topic]).await;
-    for (_, deleted) in deleted.map_err(at("destination"))? {
-        deleted.map_err(|e| format!("destination: the topic was not deleted: {e}"))?;
-    }
-    let began = Instant::now();
-    loop {
-        match destination.create_topic(new.clone()).await {
-            Ok(_) => break,
-            // Not gone everywhere yet.
-            Err(error)
-                if error.code() == Some(ResponseError::TopicAlreadyExists)
-                    && began.elapsed() < RECREATED_WITHIN =>
-            {
-                tokio::time::sleep(POLL).await;
-            }
-            Err(error) => {
-                return Err(format!(
-                    "destination: the topic is deleted and could not be created again: {error}"
-                ));
-            }
-        }
-    }
-    destination.forget_topic(topic);
-    loop {
-        let metadata = destination
-            .topics(&[topic])
-            .await
-            .map_err(at("destination"))?;
-        let there = found(&metadata, topic)
-            .filter(|t| t.topic_id != mirror.topic_id || t.topic_id.is_nil());
-        if there.is_some() {
-            return Ok(());
-        }
-        if began.elapsed() > RECREATED_WITHIN {
-            return Err(format!(
-                "destination: topic {topic:?} was created again and is not seen within {RECREATED_WITHIN:?}"
-            ));
-        }
-        tokio::time::sleep(POLL).await;
-    }
 }

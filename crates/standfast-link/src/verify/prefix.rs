@@ -6,6 +6,7 @@ use standfast_wire::Cluster;
 use standfast_wire::batch::RawBatch;
 
 use super::compare::{Compared, Reason, Side, Span, judge};
+use super::records::{self, Judged, Kept};
 use super::{Cursor, DESTINATION, Log, OVERTAKEN_MAX, SOURCE, VerifyError};
 use crate::calls::{self, LogRange};
 use crate::partition::PartitionId;
@@ -24,6 +25,34 @@ struct Walked {
     /// Everything from the beginning of the walk up to here is the same.
     same_to: i64,
     different: bool,
+}
+
+/// A stretch of one log, as it is compared.
+struct Piece {
+    side: Side,
+    kept: Kept,
+}
+
+impl Piece {
+    fn at(offset: i64) -> Self {
+        Self {
+            side: Side::at(offset),
+            kept: Kept::default(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.side.is_empty()
+    }
+
+    fn end(&self) -> i64 {
+        self.side.end()
+    }
+
+    fn push(&mut self, span: Span) {
+        self.kept.push(&span);
+        self.side.push(span);
+    }
 }
 
 impl Logs<'_> {
@@ -100,13 +129,25 @@ impl Logs<'_> {
         if at < base || theirs.header.next_offset() != ours.header.next_offset() {
             return Ok(None);
         }
-        let side = |batch: RawBatch| {
-            let mut side = Side::at(batch.header.base_offset);
-            side.push(Span::Batch(batch));
-            side
+        let piece = |batch: RawBatch| {
+            let mut piece = Piece::at(batch.header.base_offset);
+            piece.push(Span::Batch(batch));
+            piece
         };
-        let judged = judge(side(theirs), side(ours), self.compacts);
-        Ok((judged == Compared::Equal).then_some(at))
+        let judged = self.judge(piece(theirs), piece(ours)).await;
+        Ok((judged == Judged::Same).then_some(at))
+    }
+
+    /// By bytes, and where they cannot tell, by records.
+    async fn judge(&self, theirs: Piece, ours: Piece) -> Judged {
+        let judged = match judge(theirs.side, ours.side, self.compacts) {
+            Compared::Equal | Compared::Joined => return Judged::Same,
+            Compared::Nothing | Compared::NotComparable(Reason::Marker) => return Judged::NoRecord,
+            Compared::NotComparable(_) => Judged::Unproven,
+            Compared::Different(_) => Judged::Different,
+        };
+        let by_records = records::judge(theirs.kept, ours.kept).await;
+        by_records.unwrap_or(judged)
     }
 
     /// Walks both logs from `from` up to the first difference. `None`: a log no longer begins there.
@@ -122,7 +163,7 @@ impl Logs<'_> {
         let mut ours = Cursor::new(&mirror, self.id.partition, from, ends.1);
         let (mut at, mut same_to) = (from, from);
         while at < to {
-            let (mut a, mut b) = (Side::at(at), Side::at(at));
+            let (mut a, mut b) = (Piece::at(at), Piece::at(at));
             while a.is_empty() || b.is_empty() || a.end() != b.end() {
                 let filled = tokio::join!(theirs.fill(), ours.fill());
                 if !(filled.0? && filled.1?) {
@@ -146,13 +187,11 @@ impl Logs<'_> {
                 }
             }
             let end = a.end();
-            match judge(a, b, self.compacts) {
-                Compared::Equal | Compared::Joined => same_to = end,
-                Compared::Nothing | Compared::NotComparable(Reason::Marker) if same_to == at => {
-                    same_to = end;
-                }
-                Compared::Nothing | Compared::NotComparable(_) => {}
-                Compared::Different(_) => {
+            match self.judge(a, b).await {
+                Judged::Same => same_to = end,
+                Judged::NoRecord if same_to == at => same_to = end,
+                Judged::NoRecord | Judged::Unproven => {}
+                Judged::Different => {
                     return Ok(Some(Walked {
                         same_to,
                         different: true,
