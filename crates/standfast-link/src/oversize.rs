@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use standfast_wire::Error;
 use standfast_wire::admin::{ConfigChange, ConfigResource};
 use tracing::info;
 
@@ -56,21 +57,31 @@ pub(crate) async fn raise(request: &Request, position: i64, bytes: usize) -> Res
             info!(partition = %request.id, offset = position, bytes, from = now, to = wanted, "max.message.bytes of the mirror topic raised, a batch of the source is larger");
             Ok(())
         }
-        Err(error) if error.code().is_some_and(refusal::is_authorization) => {
+        Err(error) => Err(not_raised(position, bytes, now, error)),
+    }
+}
+
+/// The partition waits for a permission, is FAILED if the destination (a policy of its, say) refuses, and tries again after anything else.
+fn not_raised(position: i64, bytes: i64, now: i64, error: Error) -> Refusal {
+    let what = format!(
+        "offset {position}: a batch of {bytes} bytes is larger than the mirror topic's max.message.bytes ({now})"
+    );
+    match error.code() {
+        Some(code) if refusal::is_authorization(code) => {
             let mut doubt = Doubt::destination(format!(
-                "offset {position}: a batch of {bytes} bytes is larger than the mirror topic's max.message.bytes ({now}), which the link's user may not raise (ALTER_CONFIGS): {}",
+                "{what}, which the link's user may not raise (ALTER_CONFIGS): {}",
                 refusal::text(&error)
             ));
             doubt.error = MirrorTopicError::AuthorizationError;
-            Err(Refusal::Later(doubt))
+            Refusal::Later(doubt)
         }
-        Err(error) if error.code().is_some() && !error.is_retriable() => {
+        Some(_) if !error.is_retriable() => {
             let text = format!(
-                "offset {position}: a batch of {bytes} bytes is larger than the mirror topic's max.message.bytes ({now}), and the destination refuses to raise it: {error}; raise it there, then resume the mirror"
+                "{what}, and the destination refuses to raise it: {error}; raise it there, then resume the mirror"
             );
-            Err(Failure::new(MirrorTopicError::DestinationRefused, text).into())
+            Failure::new(MirrorTopicError::DestinationRefused, text).into()
         }
-        Err(error) => Err(destination(error)),
+        _ => destination(error),
     }
 }
 
@@ -88,4 +99,39 @@ pub(crate) fn above_segment(position: i64, bytes: usize) -> Refusal {
         "offset {position}: a batch of {bytes} bytes is larger than a segment of the mirror topic; raise its segment.bytes, then resume the mirror"
     );
     Failure::new(MirrorTopicError::DestinationRefused, text).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use standfast_wire::ResponseError;
+
+    fn answered(code: ResponseError) -> Refusal {
+        let error = Error::Server {
+            broker: "b:1".into(),
+            api: "IncrementalAlterConfigs",
+            subject: None,
+            code,
+            message: Some("no topic above 1 MB".into()),
+        };
+        not_raised(7, 50_000, 10_000, error)
+    }
+
+    #[test]
+    fn a_policy_stops_the_partition_and_a_missing_permission_waits() {
+        let Refusal::Fail(failure) = answered(ResponseError::PolicyViolation) else {
+            panic!("a policy does not change by itself");
+        };
+        for part in ["offset 7", "50000 bytes", "no topic above 1 MB", "resume"] {
+            assert!(failure.text.contains(part), "{}", failure.text);
+        }
+        let Refusal::Later(doubt) = answered(ResponseError::TopicAuthorizationFailed) else {
+            panic!("it is given the permission some day");
+        };
+        assert_eq!(doubt.error, MirrorTopicError::AuthorizationError);
+        assert!(matches!(
+            answered(ResponseError::NotController),
+            Refusal::Later(_)
+        ));
+    }
 }

@@ -1,22 +1,22 @@
 //! A link whose users hold only the documented ACLs, on brokers with TLS, SCRAM and the authorizer; and what happens when one is refused.
 
+#[path = "security/mirror_topics.rs"]
+mod mirror_topics;
 #[path = "support/secure.rs"]
 mod secure;
 mod support;
 
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use secure::*;
 use standfast_link::{
-    AclFilter, AclSyncOptions, Lifecycle, LinkDescription, LinkName, LinkOptions, LinkState,
-    MirrorStatus, MirrorTopicError, PartitionState, RestoreExport, RestoreMode, RestoreOptions,
-    RestorePhase, SharingOptions, VerifyOptions, VerifyResult, verify,
+    AclFilter, AclSyncOptions, LinkDescription, LinkName, LinkOptions, LinkState, MirrorTopicError,
+    PartitionState, SharingOptions, VerifyOptions, VerifyResult, verify,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::{
-    AclBinding, AclOperation as Op, AclPattern, AclResource, CommittedOffset, ConfigResource,
+    AclBinding, AclOperation as Op, AclPattern, AclResource, CommittedOffset,
 };
 use standfast_wire::batch::ProducerStamp;
 use standfast_wire::{Cluster, Connection, SharedLogin, TopicPartition};
@@ -477,92 +477,5 @@ async fn sessions_that_run_out_are_renewed_without_an_error() {
     append_some(&from, "session-a", 1, 3).await;
     running.wait_caught_up(&from, "session-a").await;
     assert_identical(&from, &to, "session-a").await;
-    running.end().await;
-}
-
-/// Its own configs are kept from before the deletion, and the next engine takes the restore up, whatever hindered the first one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_may_not_be_created_again_gets_its_own_configs_when_it_may() {
-    let World {
-        source,
-        destination,
-        ..
-    } = world();
-    let (from, to) = (connect(source).await, connect(destination).await);
-    grant(&from, &source_acls("again-")).await;
-    grant(&to, &destination_acls("again-")).await;
-    let topic = "again-a";
-    source
-        .create_topic(topic, 1, &[("retention.ms", "800000000")])
-        .expect("created");
-    let own = [("retention.ms", "700000000"), ("segment.bytes", "20000000")];
-    destination.create_topic(topic, 1, &own).expect("created");
-    append_some(&from, topic, 0, 3).await;
-    let lost = batch(&[Record::new("k", "lost")], support::PLAIN);
-    support::append(&to, topic, 0, &lost)
-        .await
-        .expect("appended");
-    let (mut options, _) = link("again-", &[topic]);
-    options.groups = Vec::new();
-    options.config_exclude = ["retention.ms", "segment.bytes"].map(str::to_owned).into();
-    let lifecycle = options.lifecycle.clone();
-    let create = allow(
-        AclResource::Topic,
-        AclPattern::Prefixed,
-        "again-",
-        Op::Create,
-    );
-    revoke(&to, std::slice::from_ref(&create)).await;
-    let running = Running::start(options.clone());
-    running
-        .wait("FAILED", |link| {
-            link.mirrors[0].mirror_status == MirrorStatus::Failed
-        })
-        .await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let how = RestoreOptions {
-        mode: RestoreMode::Full,
-        export: RestoreExport::File(folder.path().join("lost.jsonl")),
-        hints: BTreeMap::new(),
-        dry_run: false,
-    };
-    let done = running.handle.restore(&[topic], &how).await.remove(0);
-    let text = done.change.error_message.unwrap_or_default();
-    assert!(text.contains("could not be created again"), "{text}");
-    assert!(text.contains("exported to"), "{text}");
-    let phase = Some(RestorePhase::PendingSetupForRestore);
-    assert_eq!(lifecycle.restore_phase(topic), phase);
-    let gone = to.topics(&[topic]).await.expect("metadata");
-    assert!(
-        gone.topics
-            .get(topic)
-            .is_none_or(|t| t.partitions.is_empty())
-    );
-    running.end().await;
-
-    // Another process, which knows what the agent has kept.
-    let kept = serde_json::to_string(&lifecycle.state()).expect("JSON");
-    options.lifecycle = Lifecycle::new(serde_json::from_str(&kept).expect("JSON"));
-    let lifecycle = options.lifecycle.clone();
-    let running = Running::start(options);
-    let refused = |link: &LinkDescription| {
-        let error = link.mirrors[0].error.as_deref().unwrap_or_default();
-        error.contains("could not be created again")
-    };
-    running.wait("tried again, and refused", refused).await;
-    grant(&to, &[create]).await;
-    running.wait_caught_up(&from, topic).await;
-    assert_identical(&from, &to, topic).await;
-    wait_for("restored", || async {
-        lifecycle.restore_phase(topic).is_none()
-    })
-    .await;
-    let asked = [ConfigResource::Topic(topic.to_owned())];
-    let described = to.describe_configs(&asked).await.expect("an answer");
-    let configs = described.into_iter().next().expect("one").1.expect("known");
-    for (name, value) in own {
-        let found = configs.iter().find(|c| c.name == name).expect("known");
-        assert_eq!(found.value.as_deref(), Some(value));
-    }
     running.end().await;
 }
