@@ -51,15 +51,20 @@ pub(crate) fn admit(header: &BatchHeader, expected: i64) -> Result<Kind, Failure
         Hole::Marker
     } else if attributes.is_transactional() {
         Hole::Transactional
-    } else if attributes.timestamp_type() == TimestampType::LogAppendTime
-        || attributes.has_delete_horizon()
-        || !header.is_dense()
-    {
+    } else if is_altered(header) {
         Hole::Altered
     } else {
         return Ok(Kind::Plain);
     };
     Ok(Kind::Hole(hole))
+}
+
+/// Whether a broker would not append the batch as it is, or would replace its timestamps.
+pub(crate) fn is_altered(header: &BatchHeader) -> bool {
+    let attributes = header.attributes;
+    attributes.timestamp_type() == TimestampType::LogAppendTime
+        || attributes.has_delete_horizon()
+        || !header.is_dense()
 }
 
 /// What an unreadable batch of the source means. `None`: damaged, which another fetch may heal.

@@ -37,7 +37,7 @@ pub(crate) async fn contradiction(
         .await
         .map_err(source)?;
     let Some(original) = original else {
-        if is_ours(last, producer_id) && reads_are_local(request).await? {
+        if is_ours(request, last, producer_id).await? && reads_are_local(request).await? {
             // The source's log ends in a gap there (compaction): nothing is left that could contradict.
             return Ok(None);
         }
@@ -46,7 +46,7 @@ pub(crate) async fn contradiction(
     let Some(exact) = difference(&original, last) else {
         return Ok(None);
     };
-    if !is_ours(last, producer_id) {
+    if !is_ours(request, last, producer_id).await? {
         return held_otherwise(original, last, exact).await;
     }
     if filler::mark_of(last) == Some(Mark::Gap) {
@@ -64,12 +64,17 @@ pub(crate) async fn contradiction(
     }
     match classify::admit(&header, base) {
         Ok(Kind::Hole(Hole::Empty)) => Ok(None),
-        Ok(Kind::Hole(Hole::Altered)) => {
-            let mirror = last.clone();
-            decoding(move || missing(&[original], &mirror)).await
+        Ok(Kind::Hole(Hole::Altered)) => compare_records(original, last).await,
+        Ok(Kind::Hole(Hole::Transactional)) if classify::is_altered(&header) => {
+            compare_records(original, last).await
         }
         _ => Ok(Some(exact)),
     }
+}
+
+async fn compare_records(original: RawBatch, last: &RawBatch) -> Result<Option<String>, Refusal> {
+    let mirror = last.clone();
+    decoding(move || missing(&[original], &mirror)).await
 }
 
 /// A batch that an application wrote here while this was the primary: the source was its mirror then, and may hold it joined with others in front of it, or
@@ -83,7 +88,7 @@ async fn held_otherwise(
     let copied = |header| {
         matches!(
             classify::admit(header, header.base_offset),
-            Ok(Kind::Plain | Kind::Hole(Hole::Altered))
+            Ok(Kind::Plain | Kind::Hole(Hole::Altered | Hole::Transactional))
         )
     };
     let encloses =
@@ -172,9 +177,13 @@ fn none_at(offset: i64) -> Refusal {
     )))
 }
 
-/// Stamped as this link stamps what it writes outside transactions.
-fn is_ours(batch: &RawBatch, producer_id: i64) -> bool {
-    batch.header.producer_id == producer_id && batch.header.producer_epoch == 0
+/// Stamped as this link stamps what it writes, outside of transactions or in one.
+async fn is_ours(request: &Request, batch: &RawBatch, producer_id: i64) -> Result<bool, Refusal> {
+    let header = &batch.header;
+    if header.attributes.is_transactional() {
+        return transactions::is_own(request, header.producer_id).await;
+    }
+    Ok(header.producer_id == producer_id && header.producer_epoch == 0)
 }
 
 /// The first record of the source below `end`, from batch `at` on.

@@ -199,6 +199,7 @@ async fn start(inner: &Arc<Inner>, shutdown: &CancellationToken) -> Result<Optio
         source,
         destination,
         producer_id: Arc::clone(&inner.producer_id),
+        transaction_timeout: Arc::default(),
         share: inner.share.clone(),
         rate: Arc::clone(&inner.rate),
         control: tokio::runtime::Handle::current(),

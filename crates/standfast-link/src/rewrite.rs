@@ -25,12 +25,17 @@ const CODEC_BITS: u16 = 0b111;
 
 /// Appends the records of `batch`, encoded again.
 pub(crate) async fn run(path: &mut SlowPath<'_>, batch: &RawBatch) -> Result<(), Refusal> {
+    let encoded = encoded(batch).await?;
+    path.append(&encoded).await
+}
+
+/// The records of `batch` as a stock broker appends them.
+pub(crate) async fn encoded(batch: &RawBatch) -> Result<RawBatch, Refusal> {
     let offset = batch.header.base_offset;
     let original = batch.clone();
-    let encoded = decoding(move || encode(&original))
-        .await?
-        .map_err(|text| unsupported(format!("source: the batch at offset {offset}: {text}")))?;
-    path.append(&encoded).await
+    let encoded = decoding(move || encode(&original)).await?;
+    let refused = |text| unsupported(format!("source: the batch at offset {offset}: {text}"));
+    Ok(encoded.map_err(refused)?)
 }
 
 /// Runs work that decodes batches, a few at a time.

@@ -33,6 +33,7 @@ use crate::rest::{self, RestOrder};
 use crate::slow;
 use crate::startup::{self, Refusal, Started};
 use crate::status::PartitionStatus;
+use crate::transactions::TimeoutFound;
 use crate::writer::{self, WriterQueue};
 
 /// Start-ups at a time; most of their time they wait for answers. Those that read batches are bounded by [`startup::MAX_READING`].
@@ -108,6 +109,7 @@ pub(crate) struct Context {
     pub(crate) source: Cluster,
     pub(crate) destination: Cluster,
     pub(crate) producer_id: Arc<AtomicI64>,
+    pub(crate) transaction_timeout: Arc<TimeoutFound>,
     /// What of the link is this engine's; with the lease, without which nothing may be written.
     pub(crate) share: Share,
     pub(crate) rate: Arc<RateLimit>,

@@ -28,6 +28,10 @@ use crate::transactions;
 const WATERMARK_SETTLES: Duration = Duration::from_secs(5);
 const WATERMARK_POLL: Duration = Duration::from_millis(200);
 
+/// What helps a mirror whose log is no longer the source's.
+const WAY_BACK: &str =
+    "`standfast mirror restore` exports what only this mirror holds, deletes it and mirrors on";
+
 /// Start-ups of a link that read batches, at a time; each may hold two batches in memory.
 pub(crate) const MAX_READING: usize = 4;
 
@@ -240,7 +244,7 @@ fn truncated(text: String) -> Failure {
 fn diverged(text: String) -> Failure {
     Failure::new(
         MirrorTopicError::Diverged,
-        format!("DIVERGED: {text}; nothing more is written"),
+        format!("DIVERGED: {text}; nothing more is written. {WAY_BACK}"),
     )
 }
 
@@ -388,6 +392,11 @@ async fn compare(
     }
     match compare::contradiction(request, last, source_log.start, producer_id).await? {
         None => Ok(()),
+        Some(_) if aborted_here(request, last).await? => Err(diverged(format!(
+            "offset {}: the transaction that the link had open there was aborted, by a failover or because no engine went on with it in time; brokers with a larger transaction.max.timeout.ms wait longer",
+            last.header.base_offset
+        ))
+        .into()),
         Some(what) => Err(diverged(format!(
             "the last batch on the destination (offsets {} to {}, producer id {}) is not the source's: {what}",
             last.header.base_offset,
@@ -396,4 +405,10 @@ async fn compare(
         ))
         .into()),
     }
+}
+
+/// The batch is an abort marker of the link's own transaction, which the source has not there.
+async fn aborted_here(request: &Request, last: &RawBatch) -> Result<bool, Refusal> {
+    let aborted = transactions::outcome(last) == Some(transactions::Outcome::Abort);
+    Ok(aborted && transactions::is_own(request, last.header.producer_id).await?)
 }

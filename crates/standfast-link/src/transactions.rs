@@ -12,6 +12,7 @@
 //! - A partition that was added to a transaction and never written to gets a marker all the same: that is how a marker without data is reproduced.
 
 mod slots;
+mod timeout;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,22 +20,24 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use standfast_wire::admin::{Look, ProducerIdentity};
-use standfast_wire::batch::{ProducerStamp, RawBatch, TimestampType};
+use standfast_wire::batch::{ProducerStamp, RawBatch};
 use standfast_wire::fetch::Isolation;
 use standfast_wire::{Cluster, Connection, Error, ResponseError};
 use tracing::warn;
 
 use crate::calls;
-use crate::classify::unsupported;
+use crate::classify::{self, unsupported};
 use crate::description::MirrorTopicError;
 use crate::options::LinkName;
 use crate::oversize;
 use crate::partition::{Doubt, Failure, PartitionId};
+use crate::rewrite;
 use crate::slow::{Progress, SlowPath, refusal, stopped};
 use crate::startup::{Refusal, Request, destination};
 use crate::writer::consequence;
 
 pub(crate) use slots::{Writers, is_own, plain_sequence};
+pub(crate) use timeout::TimeoutFound;
 
 /// How long the destination may take for a batch, and for a marker to appear.
 const OVERDUE: Duration = Duration::from_secs(10);
@@ -66,7 +69,6 @@ pub(crate) async fn run(
     if path.last_stable_offset >= 0 && batch.header.base_offset >= path.last_stable_offset {
         return Ok(Progress::NotYet);
     }
-    admit(batch)?;
     let mut writers = match path.writers.take() {
         Some(writers) => writers,
         None => Writers::find(path.request, path.position(), slots::ROTATION).await?,
@@ -81,31 +83,6 @@ pub(crate) async fn run(
     done.map(|()| Progress::Advanced)
 }
 
-/// Refuses what a destination would not append as it is inside a transaction.
-fn admit(batch: &RawBatch) -> Result<(), Failure> {
-    let header = &batch.header;
-    let refuse = |what: &str| {
-        Err(unsupported(format!(
-            "source offset {}: {what}",
-            header.base_offset
-        )))
-    };
-    if header.attributes.is_control() {
-        return Ok(());
-    }
-    if header.attributes.timestamp_type() == TimestampType::LogAppendTime {
-        return refuse(
-            "a batch of a transaction with LogAppendTime, which the destination would replace by its own clock",
-        );
-    }
-    if header.attributes.has_delete_horizon() || !header.is_dense() {
-        return refuse(
-            "a batch of a transaction that compaction has rewritten; a stock broker does not append it",
-        );
-    }
-    Ok(())
-}
-
 /// Appends a batch of a transaction under the link's own one for that source producer.
 async fn append(
     path: &mut SlowPath<'_>,
@@ -113,6 +90,13 @@ async fn append(
     batch: &RawBatch,
 ) -> Result<(), Refusal> {
     let (header, position) = (&batch.header, path.position());
+    let encoded;
+    let batch = if classify::is_altered(header) {
+        encoded = rewrite::encoded(batch).await?;
+        &encoded
+    } else {
+        batch
+    };
     let index = writers
         .of_producer(path.request, position, header.producer_id)
         .await?;
@@ -166,7 +150,7 @@ async fn append(
         return Err(Failure::new(MirrorTopicError::DestinationRefused, text).into());
     }
     if let Some(slot) = writers.slots.get_mut(index) {
-        slot.next_sequence = sequence.wrapping_add(header.record_count) & i32::MAX;
+        slot.next_sequence = sequence.wrapping_add(batch.header.record_count) & i32::MAX;
         slot.open_for = Some(header.producer_id);
     }
     path.advance_beside(

@@ -1,5 +1,9 @@
 //! Transactions: the same data, the same markers at the same offsets, the same view for read_committed consumers.
 
+#[path = "transactions/altered.rs"]
+mod altered;
+#[path = "transactions/bounds.rs"]
+mod bounds;
 mod support;
 
 use std::sync::OnceLock;
@@ -15,7 +19,17 @@ use support::*;
 
 fn clusters() -> &'static (KafkaCluster, KafkaCluster) {
     static CLUSTERS: OnceLock<(KafkaCluster, KafkaCluster)> = OnceLock::new();
-    CLUSTERS.get_or_init(|| (kafka("source"), kafka("destination")))
+    CLUSTERS.get_or_init(|| {
+        let with = |name: &str, property, value| {
+            let builder = KafkaCluster::builder(name).heap_mb(256);
+            let started = builder.property(property, value).start();
+            started.expect("a Kafka cluster")
+        };
+        (
+            with("source", "log.cleaner.backoff.ms", "100"),
+            with("destination", "transaction.max.timeout.ms", "3600000"),
+        )
+    })
 }
 
 /// An application's transactional producer on one partition.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use standfast_wire::admin::{ActiveProducer, ProducerIdentity};
 use standfast_wire::{Cluster, Connection, Error, ResponseError};
-use tracing::info;
 
 use super::{diverged, later, outcome, transactional_id};
 use crate::calls;
@@ -27,11 +26,6 @@ const SLOTS_MAX: usize = 64;
 
 /// More slots are taken in such steps.
 const SLOTS_STEP: usize = 4;
-
-/// The coordinator aborts a transaction that is open for longer: the largest time that a broker allows by default (`transaction.max.timeout.ms`).
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// For brokers that allow less.
-const SHORT_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// New ids rest for so long before the first use, so that another engine that was about to allocate the same ones has done so.
 const ALLOCATION_SETTLES: Duration = Duration::from_millis(250);
@@ -221,7 +215,11 @@ async fn look(request: &Request, position: i64, count: usize) -> Result<Look, Re
     }
     if !missing.is_empty() {
         for name in missing {
-            allocate(cluster, &name).await.map_err(destination)?;
+            let timeout = &request.context.transaction_timeout;
+            timeout
+                .allocate(cluster, &name)
+                .await
+                .map_err(destination)?;
         }
         tokio::time::sleep(ALLOCATION_SETTLES).await;
         return Ok(Look::Busy("transactional ids were allocated"));
@@ -282,22 +280,6 @@ async fn describe(
 
 fn slot_name(request: &Request, number: usize) -> Arc<str> {
     transactional_id(&request.context.options.name, &request.id, number)
-}
-
-async fn allocate(cluster: &Cluster, name: &str) -> Result<(), Error> {
-    let longest = cluster
-        .init_producer_id_within(Some(name), TRANSACTION_TIMEOUT)
-        .await;
-    match longest {
-        Err(error) if error.code() == Some(ResponseError::InvalidTransactionTimeout) => {
-            info!(transactional_id = name, timeout = ?SHORT_TRANSACTION_TIMEOUT, "the destination allows no transaction timeout of {TRANSACTION_TIMEOUT:?}");
-            cluster
-                .init_producer_id_within(Some(name), SHORT_TRANSACTION_TIMEOUT)
-                .await
-                .map(drop)
-        }
-        other => other.map(drop),
-    }
 }
 
 /// The leader's log must end at the position, with nothing above it that is not replicated yet.

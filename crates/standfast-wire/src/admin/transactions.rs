@@ -43,6 +43,8 @@ pub struct TransactionDescription {
     pub state: String,
     /// When the current transaction began, in milliseconds since 1970; -1 if there is none.
     pub started_at_ms: i64,
+    /// Its coordinator aborts a transaction that is open for longer.
+    pub timeout: Duration,
     /// Partitions in the current transaction.
     pub partitions: Vec<TopicPartition>,
 }
@@ -252,6 +254,9 @@ impl Cluster {
                 epoch: state.producer_epoch,
                 state: state.transaction_state.to_string(),
                 started_at_ms: state.transaction_start_time_ms,
+                timeout: Duration::from_millis(
+                    state.transaction_timeout_ms.max(0).unsigned_abs().into(),
+                ),
                 partitions: partitions.collect(),
             }
         }))
