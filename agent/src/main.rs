@@ -6,6 +6,7 @@ mod cli;
 mod clusters;
 mod config;
 mod daemon;
+mod exec;
 mod exit;
 mod failover;
 mod http;
@@ -38,12 +39,13 @@ fn main() -> ExitCode {
             ))));
         }
     };
-    end(runtime.block_on(async {
+    runtime.block_on(async {
         match command {
-            Command::Agent(args) => run_agent(args).await,
-            command => cli::run(&global, command).await,
+            Command::Agent(args) => end(run_agent(args).await),
+            Command::Exec(args) => exec::run(*args).await,
+            command => end(cli::run(&global, command).await),
         }
-    }))
+    })
 }
 
 /// The daemon's life: log, configuration, build, serve, signal, drain.

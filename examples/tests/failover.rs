@@ -1,4 +1,4 @@
-//! The two applications, as child processes, through a failover.
+//! The applications, as child processes, through a failover.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -97,7 +97,7 @@ fn mirror(cluster: &KafkaCluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_applications_run_on_through_a_failover() {
+async fn the_applications_run_on_through_a_failover() {
     let start = |name: &'static str| {
         std::thread::spawn(move || {
             let cluster = KafkaCluster::start(name).expect("cluster");
@@ -123,10 +123,12 @@ async fn both_applications_run_on_through_a_failover() {
 
     let mut producer = App::start(env!("CARGO_BIN_EXE_order-producer"), dir.path());
     let consumer = App::start(env!("CARGO_BIN_EXE_order-consumer"), dir.path());
+    let plain = App::start(env!("CARGO_BIN_EXE_plain-consumer"), dir.path());
     producer.command("produce 1 5");
     for order in 1..=5 {
         assert_eq!(producer.line()["order"], order);
         assert_eq!(consumer.line()["order"], order.to_string());
+        assert_eq!(plain.line()["order"], order.to_string());
     }
 
     // The agent's part: mirror the records, write down how far the mirror came, flip.
@@ -162,6 +164,12 @@ async fn both_applications_run_on_through_a_failover() {
             (&received["order"], &received["cluster"]),
             (&order.to_string().into(), &"east".into())
         );
+    }
+    // No link has carried its group's offsets here: it begins at the beginning.
+    for order in 1..=10 {
+        let received = plain.line();
+        assert_eq!(received["order"], order.to_string());
+        assert_eq!(received["cluster"], "east");
     }
     producer.command("nonsense");
     producer.stdin = None;

@@ -24,6 +24,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::api::VerifyRequest;
+use crate::exec::{EXEC_HELP, ExecArgs};
 use crate::exit::{EXIT_CODES, Exit, Failed};
 use crate::logging::LogFormat;
 use client::AgentClient;
@@ -54,7 +55,8 @@ Examples:
   standfast mirror pause --pattern 'audit.*'
   standfast mirror promote orders --yes      planned: stop one mirror at lag 0, its topic is writable
   standfast failover --dry-run               what a failover would lose right now
-  standfast failover --yes --reason 'west is down'";
+  standfast failover --yes --reason 'west is down'
+  standfast exec --fleet payments -- ./worker  run a program on the active cluster, restarted on a flip";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
@@ -111,6 +113,9 @@ pub(crate) enum Command {
     /// Look at the fleet record in discovery, or create it.
     #[command(subcommand)]
     Fleet(FleetCommand),
+    /// Run a program with the active cluster's bootstrap and credentials, and restart or signal it on a flip.
+    #[command(after_help = EXEC_HELP)]
+    Exec(Box<ExecArgs>),
     /// Check a configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -321,12 +326,14 @@ pub(crate) enum ConfigCommand {
     },
 }
 
-/// Runs everything but `agent`.
+/// Runs everything but `agent` and `exec`.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<Exit, Failed> {
     let printer = Printer::new(global.output, global.quiet);
     let agent = || AgentClient::new(&global.agent);
     match command {
-        Command::Agent(_) => Err(Failed::failure("the agent is started by main")),
+        Command::Agent(_) | Command::Exec(_) => {
+            Err(Failed::failure("agent and exec are started by main"))
+        }
         Command::Status => status::show(&agent()?, &printer).await,
         Command::Link(command) => run_link(&agent()?, &printer, command).await,
         Command::Mirror(MirrorCommand::Create(args)) => {

@@ -222,8 +222,18 @@ log.cleaner.dedupe.buffer.size=16777216
 fn sasl_properties(users: &[(String, String)]) -> String {
     let mut module = "org.apache.kafka.common.security.plain.PlainLoginModule required".to_owned();
     for (user, password) in users {
-        module.push_str(&format!(" user_{user}=\"{password}\""));
+        let quoted = password.replace('\\', "\\\\").replace('"', "\\\"");
+        module.push_str(&format!(" user_{user}=\"{quoted}\""));
     }
+    // As `java.util.Properties` reads it: Latin-1 with escapes.
+    let module: String = module
+        .chars()
+        .map(|letter| match letter {
+            '\\' => "\\\\".to_owned(),
+            ' '..='~' => letter.to_string(),
+            other => format!("\\u{:04x}", u32::from(other)),
+        })
+        .collect();
     format!(
         "listener.name.sasl.sasl.enabled.mechanisms=PLAIN\nlistener.name.sasl.plain.sasl.jaas.config={module};\n"
     )
