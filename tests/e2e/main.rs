@@ -9,6 +9,7 @@ mod identity;
 mod outages;
 mod returned;
 mod sharing;
+mod stragglers;
 mod switchover;
 
 use std::sync::OnceLock;

@@ -1,18 +1,24 @@
-//! A broker that tells nonsense: a proxy in front of a real one, which spoils what it answers to Fetch.
+//! A broker that tells nonsense: a proxy in front of a real one, which spoils what it answers to Fetch, or holds Produce requests back.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{MetadataResponse, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
+use crate::wait;
+
+const PRODUCE: i16 = 0;
 const FETCH: i16 = 1;
 const METADATA: i16 = 3;
+/// How long the broker may take for requests that were held back.
+const DELIVERY: Duration = Duration::from_secs(20);
 /// Larger than any frame of these tests.
 const MAX_FRAME: usize = 64 << 20;
 
@@ -60,6 +66,11 @@ struct State {
     port: u16,
     fault: Mutex<Fault>,
     spoiled: AtomicUsize,
+    /// Produce requests are held back.
+    holds: AtomicBool,
+    held: Mutex<Vec<(TcpStream, Vec<u8>)>>,
+    /// Answers to Produce so far.
+    produced: AtomicUsize,
 }
 
 impl FaultyBroker {
@@ -72,6 +83,9 @@ impl FaultyBroker {
             port: address.port(),
             fault: Mutex::new(Fault::None),
             spoiled: AtomicUsize::new(0),
+            holds: AtomicBool::new(false),
+            held: Mutex::default(),
+            produced: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&state);
         thread::spawn(move || {
@@ -91,6 +105,31 @@ impl FaultyBroker {
     /// From now on, also on connections that exist.
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().expect("fault") = fault;
+    }
+
+    /// Holds Produce requests back from now on, as the network or a frozen sender's kernel would. They outlive the client.
+    pub fn hold(&self) {
+        self.state.holds.store(true, Ordering::SeqCst);
+    }
+
+    /// Produce requests that are held back.
+    pub fn held(&self) -> usize {
+        self.state.held.lock().expect("held").len()
+    }
+
+    /// Delivers what was held back, waits until the broker has answered, and holds nothing back any more.
+    pub fn deliver(&self) -> usize {
+        self.state.holds.store(false, Ordering::SeqCst);
+        let held = std::mem::take(&mut *self.state.held.lock().expect("held"));
+        let (count, before) = (held.len(), self.state.produced.load(Ordering::SeqCst));
+        for (broker, frame) in &held {
+            let mut broker = broker.try_clone().expect("the connection");
+            write_frame(&mut broker, frame).expect("the broker takes it");
+        }
+        wait::until_true("the broker answers what came late", DELIVERY, || {
+            self.state.produced.load(Ordering::SeqCst) >= before + count
+        });
+        count
     }
 
     /// Answers spoiled so far.
@@ -113,8 +152,11 @@ fn serve(client: TcpStream, state: &State) {
     thread::scope(|scope| {
         scope.spawn(|| {
             // An error here is the end of the connection, for whatever reason.
-            let _ = forward_requests(&client, to_broker, &asked);
-            close(&client, &broker);
+            let _ = forward_requests(&client, to_broker, &asked, state);
+            // What is held back is still to be delivered over it.
+            if !state.holds.load(Ordering::SeqCst) {
+                close(&client, &broker);
+            }
         });
         let _ = forward_answers(&broker, to_client, &asked, state);
         close(&client, &broker);
@@ -131,6 +173,7 @@ fn forward_requests(
     mut client: &TcpStream,
     mut broker: TcpStream,
     asked: &Asked,
+    state: &State,
 ) -> io::Result<()> {
     loop {
         let frame = read_frame(&mut client)?;
@@ -140,7 +183,13 @@ fn forward_requests(
             .lock()
             .expect("asked")
             .insert(correlation, (key, version));
-        write_frame(&mut broker, &frame)?;
+        if key == PRODUCE && state.holds.load(Ordering::SeqCst) {
+            let connection = broker.try_clone()?;
+            let mut held = state.held.lock().expect("held");
+            held.push((connection, frame));
+        } else {
+            write_frame(&mut broker, &frame)?;
+        }
     }
 }
 
@@ -165,6 +214,11 @@ fn forward_answers(
                 if fault == Fault::HalfFrame {
                     return Ok(());
                 }
+            }
+            Some((PRODUCE, _)) => {
+                state.produced.fetch_add(1, Ordering::SeqCst);
+                // The client may be gone.
+                let _ = write_frame(&mut client, &frame);
             }
             _ => write_frame(&mut client, &frame)?,
         }

@@ -183,7 +183,7 @@ async fn is_ours(request: &Request, batch: &RawBatch, producer_id: i64) -> Resul
     if header.attributes.is_transactional() {
         return transactions::is_own(request, header.producer_id).await;
     }
-    Ok(header.producer_id == producer_id && header.producer_epoch == 0)
+    Ok(header.producer_id == producer_id)
 }
 
 /// The first record of the source below `end`, from batch `at` on.

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::Error;
 use crate::partition::PartitionId;
+use crate::status::now_ms;
 use lease::Lease;
 use message::Member;
 
@@ -29,6 +30,9 @@ const SESSION_RANGE: (Duration, Duration) = (Duration::from_secs(3), Duration::f
 
 /// The lease is shorter than the session by this, for a write that was begun at its end and for clocks that run unevenly.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
+
+/// A member that has been gone for longer sends nothing more: brokers close connections that were not used for 10 minutes (`connections.max.idle.ms`).
+const STRAGGLERS_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// Between two heartbeats while a caller waits for a confirmation.
 const IMPATIENT_INTERVAL: Duration = Duration::from_millis(50);
@@ -134,6 +138,8 @@ pub(crate) struct View {
     enacted: i32,
     /// The generation that somebody wants confirmed.
     owes: i32,
+    /// When a member was last found to be gone, by anybody's clock; 0: never.
+    lost_at_ms: i64,
     error: Option<String>,
 }
 
@@ -243,9 +249,9 @@ impl Share {
         )
     }
 
-    /// All members with what they mirror, as the last assignment says.
+    /// All members with what they mirror, as the last assignment says; none while this engine may be out of the group, which then may say otherwise.
     pub(crate) fn members(&self) -> Vec<MemberDescription> {
-        let Some(shared) = &self.shared else {
+        let Some(shared) = self.shared.as_ref().filter(|_| self.lease.is_valid()) else {
             return Vec::new();
         };
         let view = shared.view.borrow();
@@ -297,6 +303,14 @@ impl Share {
                 view.unconfirmed().join(", ")
             )
         })
+    }
+
+    /// For how long a member has been gone that may only be frozen, and about to send something; `None`: nobody is, or it was so long ago that its
+    /// connections are gone.
+    pub(crate) fn stragglers(&self) -> Option<Duration> {
+        let lost_at_ms = self.shared.as_ref()?.view.borrow().lost_at_ms;
+        let silent = u64::try_from(now_ms().saturating_sub(lost_at_ms)).unwrap_or(0);
+        Some(Duration::from_millis(silent)).filter(|silent| *silent < STRAGGLERS_FOR)
     }
 
     /// The longest that [`Share::confirmed`] needs to wait: after it a silent member is out of the group.

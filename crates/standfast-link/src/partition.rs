@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use standfast_wire::batch::{ProducerStamp, RawBatch, sequence_of};
+use standfast_wire::batch::{ProducerStamp, RawBatch};
 
 pub(crate) use standfast_wire::TopicPartition as PartitionId;
 
@@ -16,6 +16,7 @@ use crate::budget::Permit;
 use crate::classify::{self, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::join::{self, JOINED_BYTES, QUEUED_MIN};
+use crate::numbering::Numbering;
 use crate::options::MAX_IN_FLIGHT;
 use crate::oversize::SOLO_BYTES;
 use crate::refusal;
@@ -174,8 +175,7 @@ pub(crate) struct Partition {
     generation: u32,
     running: bool,
     producer_id: i64,
-    /// See [`Started::sequence_shift`](crate::startup::Started).
-    sequence_shift: i64,
+    numbering: Numbering,
     next_fetch: i64,
     /// The source's log start: it can lie inside the first batch, which is answered whole to a fetch from there, but not to one from its base offset.
     floor: i64,
@@ -201,7 +201,7 @@ impl Partition {
             generation: 0,
             running: false,
             producer_id: -1,
-            sequence_shift: 0,
+            numbering: Numbering::default(),
             next_fetch: 0,
             floor: 0,
             position: 0,
@@ -231,7 +231,7 @@ impl Partition {
         self.floor = started.source_start;
         self.running = true;
         self.producer_id = started.producer_id;
-        self.sequence_shift = started.sequence_shift;
+        self.numbering = started.numbering;
         (self.position, self.next_fetch) = (position, position);
         self.last_ack = None;
         self.status.set_next_fetch(position);
@@ -427,11 +427,7 @@ impl Partition {
             max_timestamp: header.max_timestamp,
             joined: is_joined,
         };
-        let stamp = ProducerStamp {
-            producer_id: self.producer_id,
-            producer_epoch: 0,
-            base_sequence: sequence_of(header.base_offset - self.sequence_shift),
-        };
+        let stamp = self.numbering.stamp(self.producer_id, header.base_offset);
         self.in_flight.push_back(sent);
         Some(ToSend {
             batch,
@@ -536,7 +532,7 @@ mod tests {
             source_leader: standfast_wire::BrokerId(1),
             destination_leader: standfast_wire::BrokerId(1),
             producer_id: 7,
-            sequence_shift: 0,
+            numbering: Numbering::default(),
             inside_transaction: false,
         }
     }

@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use standfast_wire::batch::{ProducerStamp, RawBatch, sequence_of};
+use standfast_wire::batch::RawBatch;
 use standfast_wire::{FrameReader, FrameWriter, ResponseError};
 use tracing::info;
 
 use crate::calls;
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::filler::{self, Form, Mark};
+use crate::numbering::Numbering;
 use crate::partition::{Doubt, Failure};
 use crate::startup::{Refusal, Request, destination};
 
@@ -31,13 +32,13 @@ pub(crate) const SEEDS_AT_ONCE: usize = 8;
 const PRODUCE_TIMEOUT_MS: i32 = 25_000;
 const PRODUCE_OVERDUE: Duration = Duration::from_secs(30);
 
-/// Fills from `from` up to `target`, deletes the filler and answers `target`. The sequence numbers of the link's producer id lag behind the offsets by `sequence_shift`.
+/// Fills from `from` up to `target`, deletes the filler and answers `target`. `numbering` is true at `from`.
 pub(crate) async fn run(
     request: &Request,
     from: i64,
     target: i64,
     producer_id: i64,
-    sequence_shift: i64,
+    numbering: Numbering,
 ) -> Result<i64, Refusal> {
     if target == 0 {
         return Ok(0);
@@ -52,7 +53,7 @@ pub(crate) async fn run(
             () = request.stopping.cancelled() => return Err(stopped()),
         };
         info!(partition = %request.id, from, target, "seeding the destination up to the offset that the mirror begins at");
-        fill(request, from, target, (producer_id, sequence_shift)).await?;
+        fill(request, from, target, (producer_id, numbering)).await?;
     }
     calls::delete_records(&request.context.destination, &request.id, target)
         .await
@@ -64,7 +65,7 @@ async fn fill(
     request: &Request,
     from: i64,
     target: i64,
-    producer: (i64, i64),
+    producer: (i64, Numbering),
 ) -> Result<(), Refusal> {
     let id = &request.id;
     let timestamp = calls::first_timestamp(&request.context.source, id, target)
@@ -144,14 +145,10 @@ async fn append(
     request: &Request,
     batch: &RawBatch,
     at: i64,
-    (producer_id, sequence_shift): (i64, i64),
+    (producer_id, numbering): (i64, Numbering),
 ) -> Result<Appended, Refusal> {
     let later = |text: String| Refusal::Later(Doubt::destination(text));
-    let stamp = ProducerStamp {
-        producer_id,
-        producer_epoch: 0,
-        base_sequence: sequence_of(at - sequence_shift),
-    };
+    let stamp = numbering.stamp(producer_id, at);
     let batch = batch.restamp(stamp).map_err(|e| later(e.to_string()))?;
     let id = &request.id;
     let client_id = &request.context.options.destination.client_id;

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use standfast_wire::batch::{ProducerStamp, RawBatch, batches, sequence_of};
+use standfast_wire::batch::{RawBatch, batches};
 use standfast_wire::fetch::{self, FetchPosition, FetchRequest, FetchTopic, Isolation};
 use standfast_wire::{FrameReader, FrameWriter, ResponseError};
 use tokio::sync::OwnedSemaphorePermit;
@@ -227,7 +227,7 @@ impl<'a> SlowPath<'a> {
 
     /// As [`SlowPath::advance`], for what was not written under the plain producer id: its sequence numbers stay where they are.
     pub(crate) fn advance_beside(&mut self, next_offset: i64, bytes: usize, timestamp: i64) {
-        self.started.sequence_shift += next_offset - self.started.position;
+        self.started.numbering.shift += next_offset - self.started.position;
         self.advance(next_offset, bytes, timestamp);
     }
 
@@ -419,11 +419,7 @@ impl<'a> SlowPath<'a> {
     /// As [`SlowPath::append`], but a batch that is too large is no error.
     pub(crate) async fn try_append(&mut self, batch: &RawBatch) -> Result<Appended, Refusal> {
         let position = self.position();
-        let stamp = ProducerStamp {
-            producer_id: self.producer_id,
-            producer_epoch: 0,
-            base_sequence: sequence_of(position - self.started.sequence_shift),
-        };
+        let stamp = self.started.numbering.stamp(self.producer_id, position);
         let later = |text: String| Refusal::Later(Doubt::destination(text));
         let restamped = batch.restamp(stamp).map_err(|e| later(e.to_string()))?;
         let Request { context, id, .. } = self.request;

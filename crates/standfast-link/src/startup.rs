@@ -16,6 +16,7 @@ use crate::calls::{self, LogRange};
 use crate::compare;
 use crate::description::MirrorTopicError;
 use crate::filler::{self, Mark};
+use crate::numbering::Numbering;
 use crate::partition::{Doubt, Failure, PartitionId, Side};
 use crate::refusal;
 use crate::restore::rejoin;
@@ -56,17 +57,9 @@ pub(crate) struct Started {
     pub(crate) source_leader: BrokerId,
     pub(crate) destination_leader: BrokerId,
     pub(crate) producer_id: i64,
-    /// How far the sequence numbers of the link's producer id lag behind the offsets: by what was written under other ids (transactions).
-    pub(crate) sequence_shift: i64,
+    pub(crate) numbering: Numbering,
     /// The destination has a transaction of the link open at the position.
     pub(crate) inside_transaction: bool,
-}
-
-impl Started {
-    /// The shift with which `offset` has sequence number `sequence`.
-    pub(crate) fn shift(offset: i64, sequence: i32) -> i64 {
-        (offset - i64::from(sequence)) & i64::from(i32::MAX)
-    }
 }
 
 /// Why the partition does not run.
@@ -111,7 +104,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         .as_ref()
         .is_some_and(|(_, stable)| *stable < destination_log.end);
     let last = last.map(|(batch, _)| batch);
-    let known_shift = known_shift(last.as_ref(), destination_log.end, producer_id);
+    let known = known_numbering(last.as_ref(), destination_log.end, producer_id);
     let rejoined = if rejoin::is_pending(request) {
         rejoin::position(request, last.as_ref(), first, destination_log, producer_id).await?
     } else {
@@ -122,13 +115,15 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         (None, None) if destination_log.end == 0 => {
             let target = chosen(request, source_log, first);
             drop(one_of_few);
-            seed::run(request, 0, target, producer_id, 0).await?
+            seed::run(request, 0, target, producer_id, Numbering::default()).await?
         }
         // The filler is gone, but the start is not reached.
         (None, None) if decided(request).is_some_and(|start| start > destination_log.end) => {
             let target = chosen(request, source_log, first).max(destination_log.end);
             drop(one_of_few);
-            seed::run(request, destination_log.end, target, producer_id, 0).await?
+            let numbering =
+                transactions::plain_numbering(request, destination_log.end, producer_id).await?;
+            seed::run(request, destination_log.end, target, producer_id, numbering).await?
         }
         (None, None) if destination_log.end < first => {
             return Err(gone(first, destination_log).into());
@@ -157,7 +152,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
                 destination_log.end,
                 target,
                 producer_id,
-                known_shift.unwrap_or(0),
+                known.unwrap_or_default(),
             )
             .await?
         }
@@ -169,9 +164,9 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
             destination_log.end
         }
     };
-    let sequence_shift = match known_shift {
-        Some(shift) => shift,
-        None => transactions::plain_sequence(request, position, producer_id).await?,
+    let numbering = match known {
+        Some(numbering) => numbering,
+        None => transactions::plain_numbering(request, position, producer_id).await?,
     };
     Ok(Started {
         position,
@@ -180,7 +175,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         source_leader,
         destination_leader,
         producer_id,
-        sequence_shift,
+        numbering,
         inside_transaction,
     })
 }
@@ -335,14 +330,11 @@ fn foreign(last: &RawBatch, source_log: LogRange, destination_log: LogRange) -> 
     ))
 }
 
-/// The shift that the log's last batch tells; `None` if it was not written under the link's producer id.
-fn known_shift(last: Option<&RawBatch>, end: i64, producer_id: i64) -> Option<i64> {
+/// What the log's last batch tells; `None` if it was not written under the link's producer id.
+fn known_numbering(last: Option<&RawBatch>, end: i64, producer_id: i64) -> Option<Numbering> {
     match last {
-        Some(last) if last.header.producer_id == producer_id => Some(Started::shift(
-            last.header.base_offset,
-            last.header.base_sequence,
-        )),
-        None if end == 0 => Some(0),
+        Some(last) if last.header.producer_id == producer_id => Numbering::of_batch(last),
+        None if end == 0 => Some(Numbering::default()),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@
 //!   (PRODUCER_FENCED, 90), so a late EndTxn of another engine cannot end a later transaction. The marker carries the new epoch.
 //! - EndTxn answers before the marker is in the log; a Fetch that waits at the marker's offset is answered as soon as it is.
 //! - The plain producer id goes on with its own next sequence number between and inside transactions; sequence = offset is refused there (OUT_OF_ORDER_SEQUENCE_NUMBER, 45),
-//!   hence [`Started::sequence_shift`](crate::startup::Started).
+//!   hence [`Numbering`](crate::numbering::Numbering).
 //! - A partition that was added to a transaction and never written to gets a marker all the same: that is how a marker without data is reproduced.
 
 mod slots;
@@ -36,7 +36,7 @@ use crate::slow::{Progress, SlowPath, refusal, stopped};
 use crate::startup::{Refusal, Request, destination};
 use crate::writer::consequence;
 
-pub(crate) use slots::{Writers, is_own, plain_sequence};
+pub(crate) use slots::{Writers, is_own, plain_numbering, renew};
 pub(crate) use timeout::TimeoutFound;
 
 /// How long the destination may take for a batch, and for a marker to appear.

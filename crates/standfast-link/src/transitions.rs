@@ -326,6 +326,7 @@ impl LinkHandle {
             // After the log ends were noted: an abort marker is no part of the source's log.
             let aborted =
                 transactions::abort_open(destination, &self.inner.options.name, &ids).await;
+            self.fence_some(destination, &ids).await;
             Ok((ends, ids, aborted))
         };
         let late = || Err(format!("no answer within {LOG_ENDS_MAX:?}"));

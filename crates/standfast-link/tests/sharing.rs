@@ -278,6 +278,7 @@ async fn what_one_is_told_all_do(
     wait_shares(&[(&other, 4), (&late, 4)]).await;
     wait_equal(from, to).await;
 
+    assert_identical(from, to, TOPIC).await;
     // A promote at one of them needs both.
     let promoted = other
         .handle()
@@ -289,7 +290,55 @@ async fn what_one_is_told_all_do(
             link.mirrors[0].mirror_status == MirrorStatus::Stopped
         })
         .await;
-    assert_identical(from, to, TOPIC).await;
+    let mirrored = log_ends(from, TOPIC).await;
+    what_wakes_late_is_refused(to, &other, &mirrored).await;
+    mirrors_again_behind_the_fence(source, destination, from, to, &other).await;
     other.end().await;
     late.end().await;
+}
+
+/// An engine has been lost meanwhile. It may only be frozen, and send its next batch once the topic is the applications' own.
+async fn what_wakes_late_is_refused(to: &Cluster, other: &Engine, mirrored: &[i64]) {
+    const INVALID_PRODUCER_EPOCH: i16 = 47;
+    let fenced: Vec<i64> = mirrored.iter().map(|end| end + 1).collect();
+    assert_eq!(log_ends(to, TOPIC).await, fenced, "one marker each");
+    let producer_id = other
+        .handle()
+        .describe()
+        .producer_id
+        .expect("a producer id");
+    for (partition, end) in (0..PARTITIONS).zip(mirrored) {
+        let stamp = Stamp {
+            attributes: 0,
+            producer_id,
+            producer_epoch: 0,
+            base_sequence: i32::try_from(*end).expect("a short log"),
+        };
+        let straggler = batch(&[Record::new("late", "late")], stamp);
+        let answer = append(to, TOPIC, partition, &straggler).await;
+        assert_eq!(answer, Err(INVALID_PRODUCER_EPOCH), "partition {partition}");
+    }
+    assert_eq!(log_ends(to, TOPIC).await, fenced);
+}
+
+/// There and back: the marker is mirrored like any other, and the link's producer id goes on behind it.
+async fn mirrors_again_behind_the_fence(
+    source: &KafkaCluster,
+    destination: &KafkaCluster,
+    from: &Cluster,
+    to: &Cluster,
+    other: &Engine,
+) {
+    append_some(to, TOPIC, 0, 2).await;
+    let back = Running::start(link_options("back", destination, source, &[TOPIC]));
+    back.wait_caught_up(to, TOPIC).await;
+    assert_identical(from, to, TOPIC).await;
+    back.end().await;
+    let created = other.handle().create(&[TOPIC], PATIENCE).await;
+    assert_eq!(created[0].error_code, None, "{created:?}");
+    for partition in 0..PARTITIONS {
+        append_some(from, TOPIC, partition, 3).await;
+    }
+    wait_equal(from, to).await;
+    assert_identical(from, to, TOPIC).await;
 }

@@ -148,6 +148,7 @@ impl LinkSupervisor {
     async fn settle(&mut self) {
         let view = self.fleet.borrow();
         if let Verdict::Hold(reason) = verdict(view.record.as_deref(), &self.section) {
+            let flipped_here = self.stopped.is_some();
             self.stopped = self
                 .stopped
                 .take()
@@ -155,6 +156,7 @@ impl LinkSupervisor {
             if self.running.is_some() {
                 tracing::warn!(link = self.section.name, reason, "stopping the link");
                 self.halt(END_LIMIT, None).await;
+                self.fence(flipped_here).await;
                 self.end().await;
             }
             self.restart = Restart::default();
@@ -395,6 +397,16 @@ impl LinkSupervisor {
             self.end().await;
         }
         result
+    }
+
+    /// The destination belongs to applications now; what an agent that fell silent may still send must not get in between.
+    async fn fence(&self, flipped_here: bool) {
+        let Some(running) = self.running.as_ref().filter(|_| flipped_here) else {
+            return;
+        };
+        if let Err(error) = running.handle.fence().await {
+            tracing::warn!(link = self.section.name, %error, "the link is not fenced");
+        }
     }
 
     fn why_not_running(&self) -> String {

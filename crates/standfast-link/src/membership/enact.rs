@@ -15,11 +15,17 @@ use crate::partition::PartitionId;
 use crate::shard::Command;
 use crate::topics::{self, Topic};
 
+use super::View;
+
 /// How long what is in flight may take to be answered when a partition is given away.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the lease has ended.
 const LEASE_CHECK: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether every partition does what the assignment says. A data thread that looked at the lease just before it was renewed puts a
+/// partition to rest after everything else has been set going.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Acts whenever the share changes or the lease ends or begins.
 pub(crate) async fn keep(inner: Arc<Inner>) {
@@ -28,12 +34,12 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
     };
     let mut tick = tokio::time::interval(LEASE_CHECK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut held = false;
+    let (mut held, mut acted_at) = (false, Instant::now());
     loop {
         tokio::select! {
             () = shared.act.notified() => {}
             _ = tick.tick() => {
-                if inner.share.lease.is_valid() == held {
+                if inner.share.lease.is_valid() == held && acted_at.elapsed() < SECOND_LOOK {
                     continue;
                 }
             }
@@ -45,8 +51,12 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
         held = valid;
         let generation = shared.view.borrow().generation;
         act(&inner).await;
-        shared.view.send_modify(|view| view.enacted = generation);
-        shared.speak.notify_one();
+        acted_at = Instant::now();
+        let is_new =
+            |view: &mut View| std::mem::replace(&mut view.enacted, generation) != generation;
+        if shared.view.send_if_modified(is_new) {
+            shared.speak.notify_one();
+        }
     }
 }
 

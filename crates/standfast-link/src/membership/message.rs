@@ -39,6 +39,9 @@ pub(super) struct Says {
     pub(super) asks: Option<i32>,
     /// It does what it was told up to this generation.
     pub(super) enacted: i32,
+    /// When it last found a member gone.
+    #[serde(default)]
+    pub(super) lost_at_ms: i64,
 }
 
 /// The leader to everybody, all in the same words.
@@ -50,6 +53,9 @@ pub(super) struct Given {
     pub(super) state: RunningState,
     /// Somebody waits until all do what was said up to this generation.
     pub(super) confirm: Option<i32>,
+    /// When any of them last found a member gone.
+    #[serde(default)]
+    pub(super) lost_at_ms: i64,
 }
 
 /// One member in a generation.

@@ -22,6 +22,7 @@ use crate::description::PartitionState;
 use crate::link::Inner;
 use crate::partition::PartitionId;
 use crate::refusal;
+use crate::status::now_ms;
 use crate::topics::Topic;
 
 /// Kind of the group: not `consumer`, so that no tool takes it for one with offsets.
@@ -240,7 +241,7 @@ impl Task {
     fn says(&mut self) -> Says {
         let state = self.inner.options.lifecycle.state().commanded();
         self.said.ask = self.shared.asks.load(Ordering::Acquire);
-        let (had, generation, enacted, asks) = {
+        let (had, generation, enacted, asks, lost_at_ms) = {
             let view = self.shared.view.borrow();
             let asks = if self.said.ask > view.asked.0 {
                 Some(message::THIS_GENERATION)
@@ -251,7 +252,14 @@ impl Task {
                 .mine
                 .iter()
                 .map(|id| (id.topic.to_string(), id.partition));
-            (mine.collect(), view.generation, view.enacted, asks)
+            let lost_at_ms = view.lost_at_ms;
+            (
+                mine.collect(),
+                view.generation,
+                view.enacted,
+                asks,
+                lost_at_ms,
+            )
         };
         self.said.newest = state.newest();
         self.said.enacted = enacted;
@@ -265,6 +273,7 @@ impl Task {
             state,
             asks,
             enacted,
+            lost_at_ms,
         }
     }
 
@@ -323,6 +332,11 @@ impl Task {
                 .map(|asks| if asks < 0 { joined.generation } else { asks })
                 .max(),
             state,
+            lost_at_ms: heard
+                .iter()
+                .map(|(_, says)| says.lost_at_ms)
+                .max()
+                .unwrap_or(0),
             members: (heard.into_iter())
                 .map(|(id, says)| Member {
                     parts: given.remove(&id).unwrap_or_default().into_iter().collect(),
@@ -365,6 +379,7 @@ impl Task {
                     members: Vec::new(),
                     state: Default::default(),
                     confirm: None,
+                    lost_at_ms: 0,
                 }
             }
         };
@@ -401,6 +416,9 @@ impl Task {
         info!(link = %self.inner.options.name, generation = joined.generation, members = given.members.len(), partitions = mine.len(), "this agent's share of the link");
         let ask = self.said.ask;
         self.shared.view.send_modify(|view: &mut View| {
+            // One that was given up itself is among the old ones under another id, and is no reason.
+            let stays = |id: &str| id == view.member_id || given.members.iter().any(|m| m.id == id);
+            let gone = view.members.iter().any(|before| !stays(&before.id));
             *view = View {
                 generation: joined.generation,
                 member_id: joined.member_id.clone(),
@@ -417,6 +435,11 @@ impl Task {
                 },
                 enacted: view.enacted,
                 owes: given.confirm.unwrap_or(view.owes),
+                lost_at_ms: if gone {
+                    now_ms()
+                } else {
+                    given.lost_at_ms.max(view.lost_at_ms)
+                },
                 error: None,
             };
         });
@@ -439,6 +462,7 @@ fn hear(inner: &Inner, member_id: &str, metadata: &[u8]) -> Says {
                 state: Default::default(),
                 asks: None,
                 enacted: -1,
+                lost_at_ms: 0,
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use crate::calls::{self, LogRange};
 use crate::filler::{self, Mark};
+use crate::numbering::Numbering;
 use crate::partition::Doubt;
 use crate::seed;
-use crate::startup::{Refusal, Request, Started, source};
+use crate::startup::{Refusal, Request, source};
 use crate::transactions;
 
 use super::RestorePhase;
@@ -51,11 +52,11 @@ pub(crate) async fn position(
         let batch = found.map_err(source)?.filter(inside);
         batch.map_or(log.end, |batch| batch.header.next_offset())
     };
-    let shift = match filled {
-        Some(last) => Started::shift(last.header.base_offset, last.header.base_sequence),
-        None if log.end == target => 0,
-        None => transactions::plain_sequence(request, log.end, producer_id).await?,
+    let numbering = match filled.and_then(Numbering::of_batch) {
+        Some(numbering) => numbering,
+        None if log.end == target => Numbering::default(),
+        None => transactions::plain_numbering(request, log.end, producer_id).await?,
     };
-    seed::run(request, log.end, target, producer_id, shift).await?;
+    seed::run(request, log.end, target, producer_id, numbering).await?;
     Ok(Some(target))
 }

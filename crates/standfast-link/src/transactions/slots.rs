@@ -11,12 +11,13 @@ use futures_util::future::try_join_all;
 use standfast_wire::admin::{ActiveProducer, ProducerIdentity};
 use standfast_wire::{Cluster, Connection, Error, ResponseError};
 
-use super::{diverged, later, outcome, transactional_id};
+use super::{TimeoutFound, diverged, later, outcome, transactional_id};
 use crate::calls;
 use crate::classify::unsupported;
+use crate::numbering::Numbering;
 use crate::options::LinkName;
 use crate::partition::PartitionId;
-use crate::startup::{Refusal, Request, Started, destination, source};
+use crate::startup::{Refusal, Request, destination, source};
 
 /// Slots that successive transactions take in turn: a coordinator is still busy with one for a moment after its marker is in the log.
 pub(super) const ROTATION: usize = 3;
@@ -343,26 +344,45 @@ async fn last_marker(
         .map(|index| (index, position)))
 }
 
-/// How far the plain producer's sequence numbers lag behind the offsets at `position`: by all that was written under other ids. Without state of it any first
-/// sequence is accepted, and the offset is taken again.
-pub(crate) async fn plain_sequence(
+/// How the plain producer's numbers go on at `position`. Without state of it any first sequence is accepted, and the offset is taken again; behind a fence
+/// (a marker, which clears the sequence) the broker takes nothing but 0.
+pub(crate) async fn plain_numbering(
     request: &Request,
     position: i64,
     producer_id: i64,
-) -> Result<i64, Refusal> {
+) -> Result<Numbering, Refusal> {
     let (cluster, id) = (&request.context.destination, &request.id);
     at_rest(cluster, id, position).await?;
     let producers = match producers(cluster, id).await {
         Ok(producers) => producers,
         // Before Kafka 2.8 nobody can be asked, and there are no transactions of this link either.
-        Err(Error::UnsupportedApi { .. }) => return Ok(0),
+        Err(Error::UnsupportedApi { .. }) => return Ok(Numbering::default()),
         Err(error) => return Err(destination(error)),
     };
     at_rest(cluster, id, position).await?;
     let plain = producers.iter().find(|p| p.producer_id == producer_id);
-    Ok(plain.filter(|p| p.last_sequence >= 0).map_or(0, |p| {
-        Started::shift(position, p.last_sequence.wrapping_add(1) & i32::MAX)
+    Ok(plain.map_or_else(Numbering::default, |p| {
+        let next = p.last_sequence.wrapping_add(1) & i32::MAX;
+        Numbering::of(position, next, i16::try_from(p.epoch).unwrap_or(0))
     }))
+}
+
+/// Raises the epoch of every transactional id that the link has for a partition: what is still under way under the old one is refused. Aborts what is open.
+pub(crate) async fn renew(
+    timeout: &TimeoutFound,
+    cluster: &Cluster,
+    link: &LinkName,
+    id: &PartitionId,
+) -> Result<(), Error> {
+    for number in 0..SLOTS_MAX {
+        let name = transactional_id(link, id, number);
+        let found = cluster.describe_transaction(&name).await?;
+        if found.is_none_or(|f| f.producer_id < 0 || f.state == "Dead") {
+            break;
+        }
+        timeout.allocate(cluster, &name).await?;
+    }
+    Ok(())
 }
 
 /// Whether a producer id belongs to one of the link's slots on this partition.

@@ -334,14 +334,38 @@ impl Cluster {
         identity: ProducerIdentity,
         partition: &TopicPartition,
     ) -> Result<(), Error> {
-        let topic = AddPartitionsToTxnTopic::default()
-            .with_name(topic_name(&partition.topic))
-            .with_partitions(vec![partition.partition]);
+        let partitions = std::slice::from_ref(partition);
+        self.add_partitions_to_transaction(transactional_id, identity, partitions)
+            .await
+    }
+
+    /// As [`Cluster::add_partition_to_transaction`], several in one call.
+    ///
+    /// # Errors
+    /// As there; if one of them cannot be added, none is.
+    pub async fn add_partitions_to_transaction(
+        &self,
+        transactional_id: &str,
+        identity: ProducerIdentity,
+        partitions: &[TopicPartition],
+    ) -> Result<(), Error> {
+        let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
+        for partition in partitions {
+            topics
+                .entry(&partition.topic)
+                .or_default()
+                .push(partition.partition);
+        }
+        let topics = topics.into_iter().map(|(topic, partitions)| {
+            AddPartitionsToTxnTopic::default()
+                .with_name(topic_name(topic))
+                .with_partitions(partitions)
+        });
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(TransactionalId(str_bytes(transactional_id)))
             .with_v3_and_below_producer_id(identity.producer_id.into())
             .with_v3_and_below_producer_epoch(identity.epoch)
-            .with_v3_and_below_topics(vec![topic]);
+            .with_v3_and_below_topics(topics.collect());
         let deadline = Instant::now() + self.options().request_timeout;
         loop {
             let broker = self
