@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod cut_off;
 mod divergence;
 mod failover;
 mod filler;
@@ -9,6 +10,7 @@ mod identity;
 mod outages;
 mod returned;
 mod sharing;
+mod sharing_transactions;
 mod stragglers;
 mod switchover;
 

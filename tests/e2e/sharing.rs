@@ -12,7 +12,7 @@ use standfast_tests::load::SteadyLoad;
 use standfast_tests::pair::Pair;
 use standfast_tests::wait;
 
-const PARTITIONS: i32 = 8;
+pub(crate) const PARTITIONS: i32 = 8;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// The figure of the issue: partitions of an agent that is lost go on elsewhere within this time.
 const MOVED_OVER_MAX: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ fn config(pair: &Pair, consul: &Consul, topic: &str, name: &str) -> AgentConfig 
 
 /// How many partitions each member has, as this agent says.
 fn shares(agent: &Agent) -> Vec<(String, u64)> {
-    let link = agent.json(&["link", "describe", "west-to-east"]);
+    let link = agent.json(&["link", "describe", agent.link()]);
     let members = link["data"][0]["members"].as_array().cloned();
     let share = |member: &Value| {
         let name = member["member"].as_str().unwrap_or_default().to_owned();
@@ -108,7 +108,7 @@ fn wait_moved(pair: &Pair, topic: &str, partitions: &[usize], since: Instant) ->
     since.elapsed()
 }
 
-fn wait_equal(pair: &Pair, topic: &str) {
+pub(crate) fn wait_equal(pair: &Pair, topic: &str) {
     let west = ends(&pair.west, topic);
     wait::until(&format!("{topic} is mirrored"), PATIENCE, || {
         let east = ends(&pair.east, topic);

@@ -8,15 +8,18 @@ use standfast_tests::load::SteadyLoad;
 use standfast_tests::pair::Pair;
 use standfast_tests::wait;
 
-use crate::sharing::{ends, wait_grown, wait_shares};
+use crate::shared_pair;
+use crate::sharing::{PARTITIONS, ends, wait_grown, wait_shares};
 
-const PARTITIONS: i32 = 8;
 const PATIENCE: Duration = Duration::from_secs(90);
 const TOPIC: &str = "late";
 
 fn config(pair: &Pair, name: &str) -> AgentConfig {
     let mut config = AgentConfig::of(pair, &[TOPIC]);
     config.name = name.to_owned();
+    config.link_name = Some("late");
+    let discovery = pair.folder().join("late-discovery");
+    config.discovery = format!("backend = \"file\"\npath = {discovery:?}");
     config.link_lines = "shared = true".to_owned();
     config
 }
@@ -30,27 +33,27 @@ fn lose(agent: &mut Agent, proxy: &FaultyBroker) {
 
 #[test]
 fn a_request_that_arrives_late_changes_nothing() {
-    let pair = Pair::start();
+    let pair = shared_pair();
     pair.west
         .create_topic(TOPIC, PARTITIONS, &[])
         .expect("topic");
     let load = SteadyLoad::start(&pair.west.bootstrap(), TOPIC, PARTITIONS);
     let proxy = FaultyBroker::start(&pair.east.bootstrap());
-    let one = Agent::start(&pair, &config(&pair, "one"));
-    let mut behind = config(&pair, "two");
+    let one = Agent::start(pair, &config(pair, "late-one"));
+    let mut behind = config(pair, "late-two");
     behind.bootstrap[1] = proxy.bootstrap();
-    let mut two = Agent::start(&pair, &behind);
-    wait_shares(&[&one, &two], &["one", "two"]);
+    let mut two = Agent::start(pair, &behind);
+    wait_shares(&[&one, &two], &["late-one", "late-two"]);
 
     // Others mirror the partitions by now: it repeats what they have written.
     lose(&mut two, &proxy);
-    wait_shares(&[&one], &["one"]);
-    wait_grown(&pair, TOPIC);
+    wait_shares(&[&one], &["late-one"]);
+    wait_grown(pair, TOPIC);
     println!("delivered late: {} requests", proxy.deliver());
-    wait_grown(&pair, TOPIC);
+    wait_grown(pair, TOPIC);
     two.spawn();
     two.wait_ready();
-    wait_shares(&[&one, &two], &["one", "two"]);
+    wait_shares(&[&one, &two], &["late-one", "late-two"]);
 
     // Nobody has mirrored what it sends, and the topic is the applications' own by now.
     lose(&mut two, &proxy);

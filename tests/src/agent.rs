@@ -36,6 +36,8 @@ pub struct AgentConfig {
     pub bootstrap: [String; 2],
     /// Source and destination of the link: west and east, unless changed.
     pub link: [&'static str; 2],
+    /// Name of the link, if it is not `SOURCE-to-DESTINATION`. Those that agents share need names of their own on clusters that tests share.
+    pub link_name: Option<&'static str>,
     /// Mirrored topics of the link.
     pub topics: Vec<String>,
     /// Groups whose offsets are carried over.
@@ -55,13 +57,22 @@ impl AgentConfig {
             east_lines: String::new(),
             bootstrap: [pair.west.bootstrap(), pair.east.bootstrap()],
             link: ["west", "east"],
+            link_name: None,
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
             groups: Vec::new(),
             link_lines: String::new(),
         }
     }
 
+    /// What the link is called.
+    fn link_name(&self) -> String {
+        let [source, destination] = self.link;
+        let name = self.link_name.map(str::to_owned);
+        name.unwrap_or_else(|| format!("{source}-to-{destination}"))
+    }
+
     fn render(&self, listen: &str, data_dir: &Path) -> String {
+        let link_name = self.link_name();
         let Self {
             name,
             discovery,
@@ -70,6 +81,7 @@ impl AgentConfig {
             east_lines,
             bootstrap,
             link: [source, destination],
+            link_name: _,
             topics,
             groups,
             link_lines,
@@ -79,7 +91,7 @@ impl AgentConfig {
             "[agent]\nname = {name:?}\nlisten = {listen:?}\ndata_dir = {data_dir:?}\n\n\
              [fleet]\nname = \"payments\"\n\n[discovery]\n{discovery}\n\n[secrets]\n{secrets}\n\n\
              [clusters.west]\nbootstrap = {west:?}\n{west_lines}\n\n[clusters.east]\nbootstrap = {east:?}\n{east_lines}\n\n\
-             [[links]]\nname = \"{source}-to-{destination}\"\nsource = {source:?}\ndestination = {destination:?}\ntopics = {topics:?}\ngroups = {groups:?}\n{link_lines}\n"
+             [[links]]\nname = {link_name:?}\nsource = {source:?}\ndestination = {destination:?}\ntopics = {topics:?}\ngroups = {groups:?}\n{link_lines}\n"
         )
     }
 }
@@ -90,6 +102,7 @@ pub struct Agent {
     process: Option<ServerProcess>,
     folder: PathBuf,
     listen: String,
+    link: String,
 }
 
 impl Agent {
@@ -130,7 +143,13 @@ impl Agent {
             process: None,
             folder,
             listen,
+            link: config.link_name(),
         }
+    }
+
+    /// Name of its link.
+    pub fn link(&self) -> &str {
+        &self.link
     }
 
     /// Path of the configuration file.

@@ -5,8 +5,10 @@
 
 pub mod agent;
 pub mod application;
+pub mod cable;
 pub mod compare;
 pub mod faulty;
 pub mod load;
 pub mod pair;
+pub mod transactions;
 pub mod wait;

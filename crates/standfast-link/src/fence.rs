@@ -78,7 +78,7 @@ impl LinkHandle {
 /// Raises the epoch of all that the link writes under in these partitions.
 async fn raise(cluster: &Cluster, link: &LinkName, ids: &[PartitionId]) -> Result<(), Error> {
     let name = link.transactional_id();
-    let each = ids.to_vec().into_iter();
+    let each = ids.iter().cloned();
     let timeout = &TimeoutFound::default();
     let slots =
         each.map(|id| async move { transactions::renew(timeout, cluster, link, &id).await });
