@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use standfast_discovery::{
-    ClusterEntry, ClusterName, Discovery, Epoch, FleetRecord, FleetWatchHandle, Handoff,
-    SecurityProtocol, ViewSource,
+    ClusterEntry, ClusterName, Discovery, Epoch, FleetRecord, FleetState, FleetWatchHandle,
+    Handoff, SecurityProtocol, ViewSource,
 };
 use standfast_secrets::{Credentials, SecretPath, SecretsHandle};
 use tokio::sync::watch;
@@ -29,6 +29,9 @@ const HANDOFF_ATTEMPTS: u32 = 5;
 /// Pause between two reads of a handoff.
 const HANDOFF_PAUSE: Duration = Duration::from_millis(300);
 
+/// How often the lease is looked at.
+const LEASE_CHECK: Duration = Duration::from_millis(200);
+
 /// The task that owns the target.
 #[derive(Debug)]
 pub(crate) struct Conductor {
@@ -43,6 +46,10 @@ pub(crate) struct Conductor {
     seen_epoch: Option<Epoch>,
     is_lost: bool,
     missing_told: Option<String>,
+    /// Silence of discovery after which producers hold.
+    lease: Option<Duration>,
+    is_holding: bool,
+    view_of_lease: FleetWatchHandle,
 }
 
 impl Conductor {
@@ -52,10 +59,12 @@ impl Conductor {
         view: FleetWatchHandle,
         secrets: SecretsHandle,
         publish: watch::Sender<Option<Arc<Target>>>,
+        lease: Option<Duration>,
     ) -> Self {
         Self {
             fleet: Arc::downgrade(fleet),
             discovery,
+            view_of_lease: view.clone(),
             view,
             secrets,
             publish,
@@ -64,18 +73,18 @@ impl Conductor {
             seen_epoch: None,
             is_lost: false,
             missing_told: None,
+            lease,
+            is_holding: false,
         }
     }
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        loop {
-            if !self.adopt() {
-                return;
-            }
+        while self.adopt() {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = self.view.changed() => if changed.is_err() { return },
                 changed = self.secrets.changed() => if changed.is_err() { return },
+                () = lease_turns(self.lease, &self.view_of_lease, self.is_holding) => {}
                 Some(read) = self.reads.join_next() => self.handoffs_read(read.unwrap_or_default()),
             }
         }
@@ -91,6 +100,7 @@ impl Conductor {
         let Some(record) = view.record else {
             return true;
         };
+        self.check_lease(&fleet, view.confirmed_at);
         if self.seen_epoch != Some(record.epoch) {
             self.begin_epoch(&record);
         }
@@ -102,6 +112,21 @@ impl Conductor {
         };
         self.publish_target(&fleet, &record, entry, credentials);
         true
+    }
+
+    fn check_lease(&mut self, fleet: &FleetShared, confirmed_at: Option<Instant>) {
+        let Some(lease) = self.lease else { return };
+        let is_lost = is_lost(lease, confirmed_at);
+        if is_lost && !self.is_holding {
+            let silent_for = confirmed_at.map(|at| at.elapsed());
+            fleet.counters.leases_lost.fetch_add(1, Relaxed);
+            tracing::warn!(
+                fleet = %fleet.name, ?lease, ?silent_for,
+                "discovery was silent for longer than the lease: producers hold their records until it answers"
+            );
+            fleet.emit(FleetEvent::LeaseLost { silent_for });
+        }
+        self.is_holding = is_lost;
     }
 
     fn begin_epoch(&mut self, record: &FleetRecord) {
@@ -214,6 +239,10 @@ impl Conductor {
         credentials: Option<Arc<Credentials>>,
     ) {
         let old = self.publish.borrow().clone();
+        let state = match self.is_holding {
+            true => FleetState::Fenced,
+            false => record.state,
+        };
         let is_flip = old.as_ref().is_none_or(|old| {
             old.cluster != record.active || old.entry.bootstrap != entry.bootstrap
         });
@@ -223,7 +252,7 @@ impl Conductor {
         };
         self.publish.send_replace(Some(Arc::new(Target {
             epoch: record.epoch,
-            state: record.state,
+            state,
             cluster: record.active.clone(),
             entry: entry.clone(),
             credentials,
@@ -246,10 +275,10 @@ impl Conductor {
                 to: record.active.clone(),
             });
         }
-        if old.is_none_or(|old| old.state != record.state) {
+        if old.is_none_or(|old| old.state != state) {
             fleet.emit(FleetEvent::StateChanged {
                 epoch: record.epoch,
-                state: record.state,
+                state,
             });
         }
     }
@@ -290,6 +319,24 @@ impl Conductor {
         } else {
             tracing::info!(fleet = %fleet.name, "discovery answers again");
             fleet.emit(FleetEvent::DiscoveryBack);
+        }
+    }
+}
+
+fn is_lost(lease: Duration, confirmed_at: Option<Instant>) -> bool {
+    confirmed_at.is_none_or(|at| at.elapsed() > lease)
+}
+
+/// Comes when the lease is lost or is back; never without one. Discovery confirms an unchanged record without a signal.
+async fn lease_turns(lease: Option<Duration>, view: &FleetWatchHandle, is_holding: bool) {
+    let Some(lease) = lease else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(LEASE_CHECK).await;
+        let view = view.borrow();
+        if view.record.is_some() && is_lost(lease, view.confirmed_at) != is_holding {
+            return;
         }
     }
 }

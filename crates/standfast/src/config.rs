@@ -56,6 +56,12 @@ pub struct FleetOptions {
     /// See [`FleetBuilder::connect_timeout`].
     #[serde(default, deserialize_with = "optional_duration")]
     pub connect_timeout: Option<Duration>,
+    /// See [`FleetBuilder::warm_standbys`].
+    #[serde(default)]
+    pub warm_standbys: Option<bool>,
+    /// See [`FleetBuilder::lease`].
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub lease: Option<Duration>,
 }
 
 impl FleetOptions {
@@ -88,8 +94,12 @@ impl FleetOptions {
     /// A builder with these options.
     pub fn builder(self, fleet: &str) -> FleetBuilder {
         let mut builder = Fleet::builder(fleet)
+            .warm_standbys(self.warm_standbys.unwrap_or(true))
             .secrets(self.secrets.unwrap_or_default())
             .connect_timeout(self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT));
+        if let Some(lease) = self.lease {
+            builder = builder.lease(lease);
+        }
         if let Some(discovery) = self.discovery {
             builder = builder.discovery(discovery);
         }

@@ -36,6 +36,8 @@ pub(crate) struct Connect {
     pub(crate) client: ClientName,
     pub(crate) target: Arc<Target>,
     pub(crate) cancel: CancellationToken,
+    /// The client is not needed yet: the target is not the active cluster.
+    pub(crate) is_standby: bool,
 }
 
 impl Connect {
@@ -120,6 +122,18 @@ impl Connect {
     }
 
     fn report_failure(&self, reason: &str, attempt: u32) {
+        if self.is_standby {
+            tracing::warn!(
+                client = self.client.as_str(), cluster = %self.target.cluster, attempt, reason,
+                "a standby cluster cannot be used: a flip to it would not help this client; trying on"
+            );
+            self.fleet.emit(FleetEvent::StandbyFailed {
+                client: self.client.clone(),
+                cluster: self.target.cluster.clone(),
+                reason: reason.to_owned(),
+            });
+            return;
+        }
         tracing::warn!(
             client = self.client.as_str(), cluster = %self.target.cluster, attempt, reason,
             "the active cluster cannot be used yet, trying on"

@@ -95,6 +95,24 @@ pub enum FleetEvent {
         /// The standby.
         cluster: ClusterName,
     },
+    /// A client of a standby is connected and checked, and waits for a flip.
+    StandbyReady {
+        /// Whose client.
+        client: ClientName,
+        /// The standby.
+        cluster: ClusterName,
+        /// Kafka's id of it.
+        cluster_id: String,
+    },
+    /// A standby cannot be used, or not any more. It is tried again; until then a flip to it would not help this client.
+    StandbyFailed {
+        /// Whose client.
+        client: ClientName,
+        /// The standby.
+        cluster: ClusterName,
+        /// What failed.
+        reason: String,
+    },
     /// A consumer starts reading a partition.
     PartitionStarted {
         /// The consumer.
@@ -150,6 +168,11 @@ pub enum FleetEvent {
         cluster: ClusterName,
         /// The secret's path.
         secret: String,
+    },
+    /// Discovery has been silent for longer than the lease: producers hold their records until it answers.
+    LeaseLost {
+        /// How long it has been silent; `None`: it has not answered since the start.
+        silent_for: Option<Duration>,
     },
     /// Discovery does not answer. The application works on with what is known.
     DiscoveryLost {

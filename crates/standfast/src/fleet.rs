@@ -15,12 +15,16 @@ use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, EVENT_BUFFER, FleetEvent};
 use crate::producer::{ProducerBuilder, ProducerShared};
+use crate::rehearsal::{self, Rehearsal};
 use crate::standby::StandbyWatch;
 use crate::stats::{Counters, Stats};
 use crate::target::Target;
 
 /// How long [`Fleet::connect`] waits for the fleet's record and the active cluster's credentials, by default.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Shortest [`FleetBuilder::lease`].
+pub const MIN_LEASE: Duration = Duration::from_secs(3);
 
 /// A fleet: Kafka clusters that stand in for one another. Watches discovery and secrets, and makes producers and
 /// consumers that move to whichever cluster is active. Cheap to clone; the watches end with the last clone and the last
@@ -36,6 +40,8 @@ pub(crate) struct FleetShared {
     pub(crate) name: FleetName,
     pub(crate) targets: watch::Receiver<Option<Arc<Target>>>,
     pub(crate) counters: Counters,
+    /// Whether clients of the standbys are kept connected.
+    pub(crate) warm_standbys: bool,
     pub(crate) events: broadcast::Sender<FleetEvent>,
     standbys: StandbyWatch,
     view: FleetWatchHandle,
@@ -59,6 +65,8 @@ impl Fleet {
             discovery: None,
             secrets: SecretsOptions::None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            warm_standbys: true,
+            lease: None,
         }
     }
 
@@ -85,6 +93,14 @@ impl Fleet {
     /// Events from now on. A subscriber that falls behind by more than [`EVENT_BUFFER`] loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
         self.shared.events.subscribe()
+    }
+
+    /// Tries whether a flip would work: makes a new client of every standby with the credentials known now, waits at most
+    /// `timeout` for it to log in, and compares the cluster's id with the record's. The application's own clients are not
+    /// touched. Run it after a change of addresses or secrets, and now and then from a scheduler.
+    pub async fn rehearse(&self, timeout: Duration) -> Vec<Rehearsal> {
+        let properties = self.shared.standbys.properties();
+        rehearsal::rehearse(&self.shared, &properties, timeout).await
     }
 
     /// Counters over all producers and consumers of this fleet.
@@ -124,6 +140,8 @@ pub struct FleetBuilder {
     discovery: Option<DiscoveryOptions>,
     secrets: SecretsOptions,
     connect_timeout: Duration,
+    warm_standbys: bool,
+    lease: Option<Duration>,
 }
 
 impl FleetBuilder {
@@ -146,6 +164,26 @@ impl FleetBuilder {
         self
     }
 
+    /// Whether every producer and consumer keeps a connected client of each other cluster of the fleet; default true. A flip
+    /// then finds it logged in and with its metadata, and a standby that cannot be used shows beforehand. What one costs
+    /// while nothing happens is in the project's BENCHMARKS.md. It is made 2 s after a start or a flip.
+    pub fn warm_standbys(mut self, warm: bool) -> Self {
+        self.warm_standbys = warm;
+        self
+    }
+
+    /// Lets producers hold new records when discovery has been silent for this long, until it answers again; at least
+    /// [`MIN_LEASE`]. By default they go on with what is known for ever.
+    ///
+    /// It trades availability for a bound on split brain: an application that is cut off from discovery, and not from the old
+    /// cluster, would go on writing there after a failover. With a lease of N seconds it stops N seconds after the last word,
+    /// so an operator who waits that long knows that it has. What librdkafka had in hand is still finished, and a process that
+    /// was frozen may send that on when it wakes. A start from the cache file holds until discovery has answered.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     /// Starts the watches and waits until the active cluster is known.
     ///
     /// # Errors
@@ -161,6 +199,7 @@ impl FleetBuilder {
                     .to_owned(),
             });
         };
+        let discovery = with_lease(discovery, self.lease)?;
         let discovery =
             Discovery::new(discovery).map_err(|error| Error::Discovery(error.to_string()))?;
         let secrets =
@@ -179,6 +218,7 @@ impl FleetBuilder {
             name: name.clone(),
             targets: targets.clone(),
             counters: Counters::default(),
+            warm_standbys: self.warm_standbys,
             standbys: StandbyWatch::new(targets.clone(), events.clone(), shutdown.clone()),
             events,
             view: view.clone(),
@@ -191,6 +231,7 @@ impl FleetBuilder {
             view.clone(),
             credentials.clone(),
             publish,
+            self.lease,
         );
         tokio::spawn(conductor.run(shutdown));
 
@@ -199,6 +240,26 @@ impl FleetBuilder {
         stop_on_error.disarm();
         Ok(Fleet { shared })
     }
+}
+
+/// Consul answers an unchanged record only after a wait; with a lease that must be well within it.
+fn with_lease(discovery: DiscoveryOptions, lease: Option<Duration>) -> Result<DiscoveryOptions> {
+    let Some(lease) = lease else {
+        return Ok(discovery);
+    };
+    if lease < MIN_LEASE {
+        return Err(Error::Configuration {
+            reason: format!("a lease of {lease:?} is shorter than {MIN_LEASE:?}"),
+        });
+    }
+    Ok(match discovery {
+        DiscoveryOptions::Consul(mut options) => {
+            options.wait = options.wait.min(lease / 3);
+            options.request_timeout = options.request_timeout.min(lease / 3);
+            DiscoveryOptions::Consul(options)
+        }
+        other => other,
+    })
 }
 
 async fn wait_for_target(

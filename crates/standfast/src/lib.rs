@@ -31,6 +31,9 @@
 //!   resolves only by an acknowledgement of the cluster that is active now.
 //! - [`FailoverConsumer`]: mirrored logs have the same offsets, so it goes on at its own position, or at the *handoff*
 //!   offset (up to there the new cluster has the old one's log) if it had read further. What comes again is left out.
+//! - Each producer and consumer keeps a connected client of every other cluster ([`FleetBuilder::warm_standbys`]), so that a
+//!   flip finds it logged in. What is wrong with a standby's address or credentials shows before they are needed
+//!   ([`FleetEvent::StandbyFailed`], [`Stats::standbys_ready`]).
 //! - The old client is taken down in the background. Nothing waits for a cluster that may be gone.
 //! - Discovery or Vault gone: everything goes on with what is known ([`FleetEvent::DiscoveryLost`]).
 //!
@@ -87,9 +90,11 @@ mod fleet;
 mod producer;
 mod reaper;
 mod record;
+mod rehearsal;
 mod standby;
 mod stats;
 mod target;
+mod warm;
 
 pub use config::{
     FleetOptions, VAR_CONFIG, VAR_CONNECT_TIMEOUT, VAR_CONSUL_ADDR, VAR_CONSUL_TOKEN_FILE,
@@ -101,12 +106,13 @@ pub use consumer::{
 };
 pub use error::{Error, Result};
 pub use event::{ClientName, EVENT_BUFFER, FleetEvent, StartReason};
-pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder};
+pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder, MIN_LEASE};
 pub use producer::{
     DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES,
     DeliveryFuture, FailoverProducer, Overflow, ProducerBuilder,
 };
 pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
+pub use rehearsal::Rehearsal;
 pub use stats::Stats;
 
 pub use standfast_discovery as discovery;

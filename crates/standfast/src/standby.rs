@@ -94,6 +94,11 @@ impl StandbyWatch {
         }
     }
 
+    /// How to get through to a cluster, as the first producer was told.
+    pub(crate) fn properties(&self) -> Properties {
+        self.registry.properties.get().cloned().unwrap_or_default()
+    }
+
     /// Tells the producer from now on what the standbys hold.
     pub(crate) fn add(&self, producer: &Arc<ProducerShared>) {
         let properties = || client_config::connection_only(producer.properties());

@@ -75,6 +75,16 @@ counters! {
     commits_failed,
     /// Clients built anew because of a fatal error.
     clients_rebuilt,
+    /// Flips that found a connected client of the new cluster, per producer and consumer.
+    warm_starts,
+    /// Clients of standbys that are connected now, with the credentials that a flip would use.
+    standbys_ready,
+    /// Standbys that a rehearsal found in order.
+    rehearsals_passed,
+    /// Standbys that a rehearsal found unusable.
+    rehearsals_failed,
+    /// Times that producers began to hold because discovery was silent for longer than the lease.
+    leases_lost,
     /// Clients refused because their brokers belong to another cluster.
     wrong_cluster,
 }

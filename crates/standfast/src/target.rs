@@ -85,6 +85,13 @@ impl Target {
         (!same).then_some((username, password, version))
     }
 
+    /// Whether what it takes to log in is known.
+    pub(crate) fn has_credentials(&self) -> bool {
+        self.entry.secret.is_none()
+            || self.credentials.is_some()
+            || self.entry.security_protocol == SecurityProtocol::Plaintext
+    }
+
     pub(crate) fn uses_sasl(&self) -> bool {
         matches!(
             self.entry.security_protocol,

@@ -69,7 +69,9 @@ impl Assignment {
     pub(super) fn assign(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: Vec<Key>) {
         let context = consumer.context();
         for key in partitions {
-            let carried = context.shared.take_carried(context.source.generation, &key);
+            let carried = context
+                .shared
+                .take_carried(context.source().generation, &key);
             self.held.insert(
                 key,
                 Held {
@@ -134,7 +136,7 @@ impl Assignment {
             {
                 context
                     .shared
-                    .put_back(context.source.generation, key.clone(), carried);
+                    .put_back(context.source().generation, key.clone(), carried);
             }
             let running = self
                 .running
@@ -142,7 +144,7 @@ impl Assignment {
                 .and_then(|numbers| numbers.remove(&key.1));
             if let Some(running) = running {
                 running.partition.end();
-                context.shared.disown(context.source.generation, key);
+                context.shared.disown(context.source().generation, key);
                 removed.add_partition(&key.0, key.1);
             }
         }
@@ -170,7 +172,7 @@ impl Assignment {
     /// Sends a commit for everything that was acknowledged since the last one. Does not wait.
     pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
-        if !context.shared.is_current(context.source.generation) {
+        if !context.shared.is_current(context.source().generation) {
             return;
         }
         let epoch = context.shared.epoch();
@@ -410,7 +412,7 @@ impl Assignment {
         );
         context
             .shared
-            .own(context.source.generation, key, &partition);
+            .own(context.source().generation, key, &partition);
         context.shared.fleet.emit(FleetEvent::PartitionStarted {
             client,
             topic: topic.clone(),

@@ -8,12 +8,17 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ConsumerShared;
+use super::client::{self, ConsumerClient};
 use super::worker::{self, Ended, Ready, Worker};
 use crate::event::FleetEvent;
 use crate::target::Target;
+use crate::warm::WarmSet;
 
 /// Pause before a client is built anew after a fatal error.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the clients of the standbys are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     shared: Arc<ConsumerShared>,
@@ -22,6 +27,7 @@ pub(super) struct Driver {
     /// Is getting ready to.
     next: Option<Generation>,
     generations: u64,
+    standbys: WarmSet<ConsumerClient>,
 }
 
 struct Generation {
@@ -40,12 +46,14 @@ impl Driver {
             current: None,
             next: None,
             generations: 0,
+            standbys: WarmSet::default(),
         }
     }
 
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let mut targets = self.shared.fleet.targets.clone();
         let mut watch_ended = false;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             let target = targets.borrow_and_update().clone();
             if let Some(target) = target {
@@ -56,6 +64,7 @@ impl Driver {
                 changed = targets.changed(), if !watch_ended => watch_ended = changed.is_err(),
                 ready = ready(&mut self.next) => self.swap(ready),
                 ended = ended(&mut self.current) => self.current_ended(ended).await,
+                _ = housekeeping.tick() => self.keep_house(),
             }
         }
         self.close().await;
@@ -94,8 +103,21 @@ impl Driver {
         }
     }
 
+    fn keep_house(&mut self) {
+        let (Some(current), true) = (&self.current, self.shared.fleet.warm_standbys) else {
+            return;
+        };
+        let shared = &self.shared;
+        self.standbys.follow(
+            &current.target,
+            |target, cancel| client::connect_to(shared, target, cancel, true),
+            || client::standby_kind(shared),
+        );
+    }
+
     fn begin(&mut self, target: Arc<Target>) -> Option<Generation> {
         self.generations += 1;
+        let warm = self.standbys.take(&target);
         let stop = CancellationToken::new();
         let (ready_sender, ready) = oneshot::channel();
         let (ended_sender, ended) = oneshot::channel();
@@ -105,6 +127,7 @@ impl Driver {
             generation: self.generations,
             stop: stop.clone(),
             ready: ready_sender,
+            warm,
         };
         if let Err(error) = worker::spawn(worker, ended_sender) {
             tracing::error!(client = self.shared.name.as_str(), %error, "no thread for a new Kafka client");

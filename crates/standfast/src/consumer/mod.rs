@@ -1,6 +1,7 @@
 //! A consumer that follows the active cluster.
 
 mod assignment;
+mod client;
 mod context;
 mod driver;
 mod handover;

@@ -186,7 +186,13 @@ impl Committed {
         let offset = match self.epoch.map(bound) {
             // Committed before a flip, for records that the flip has lost.
             Some(Bound::Below(mirrored)) => self.offset.min(mirrored),
-            _ => self.offset,
+            // It may be above what was mirrored: records would be skipped.
+            Some(Bound::Pending) => {
+                return Start::Hold {
+                    reason: "the handoff of the flip is being read".to_owned(),
+                };
+            }
+            Some(Bound::Unknown) | None => self.offset,
         };
         Start::At {
             offset,

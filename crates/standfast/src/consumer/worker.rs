@@ -1,12 +1,11 @@
 //! One generation of a consumer: an rdkafka client of one cluster on a thread of its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -14,19 +13,17 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::ConsumerShared;
-use super::assignment::Assignment;
+use super::client::{ConsumerClient, cluster_id, connect_to, make};
 use super::context::{WorkerContext, retire};
 use super::mailbox::Item;
 use super::message::{Message, Source, is_link_filler};
 use super::start::MissingOffset;
-use crate::client_config::{self, Role};
-use crate::client_log::ClientLog;
-use crate::connect::Connect;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
+use crate::warm::Warm;
 
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -71,6 +68,8 @@ pub(super) struct Worker {
     pub(super) generation: u64,
     pub(super) stop: CancellationToken,
     pub(super) ready: oneshot::Sender<Ready>,
+    /// A connected client of the target.
+    pub(super) warm: Option<Warm<ConsumerClient>>,
 }
 
 impl Worker {
@@ -82,21 +81,31 @@ impl Worker {
             generation,
             stop,
             ready,
+            warm,
         } = self;
-        let connect = Connect {
-            fleet: Arc::clone(&shared.fleet),
-            client: shared.name.clone(),
-            target: Arc::clone(&target),
-            cancel: stop.clone(),
-        };
-        let connected = connect.run(
-            || make(&shared, &target, generation),
-            |consumer, timeout| cluster_id(consumer, &shared.topics, timeout),
-            |consumer| retire(consumer, TopicPartitionList::new()),
+        let connect = connect_to(&shared, Arc::clone(&target), stop.clone(), false);
+        let warm = warm.and_then(Warm::client);
+        add(
+            &shared.fleet.counters.warm_starts,
+            usize::from(warm.is_some()),
         );
-        let Some((consumer, cluster_id)) = connected else {
+        let connected = warm.or_else(|| {
+            connect.run(
+                || make(&shared, &target),
+                |consumer, timeout| cluster_id(&consumer.0, &shared.topics, timeout),
+                |consumer| retire(consumer.0, TopicPartitionList::new()),
+            )
+        });
+        let Some((ConsumerClient(consumer), cluster_id)) = connected else {
             return Ended::Stopped;
         };
+        let source = Source {
+            generation,
+            epoch: target.epoch,
+            cluster: target.cluster.clone(),
+        };
+        // It is a new client's first use.
+        let _ = consumer.context().source.set(Arc::new(source));
         if stop.is_cancelled() || !shared.take_over(generation, &target, &cluster_id) {
             retire(consumer, TopicPartitionList::new());
             return Ended::Stopped;
@@ -116,26 +125,6 @@ impl Worker {
     }
 }
 
-/// Asks for the cluster's id, and makes librdkafka connect for it.
-///
-/// librdkafka connects a consumer by itself only if its main thread happens to look for the group's coordinator after the
-/// bootstrap addresses were added (2.12.1: `rd_kafka_brokers_add0` takes the coordinator's placeholder for a broker that it
-/// knew before). Otherwise nothing is connected until its next timer, a second later: seen in one start of four. A question
-/// for metadata connects at once, and the topic's metadata is needed next anyway.
-fn cluster_id(
-    consumer: &BaseConsumer<WorkerContext>,
-    topics: &[String],
-    timeout: Duration,
-) -> Option<String> {
-    // Serves librdkafka's log lines, which would pile up otherwise.
-    while consumer.poll(Duration::ZERO).is_some() {}
-    let asked = Instant::now();
-    // Whether the topic is there does not matter here.
-    let _ = consumer.fetch_metadata(topics.first().map(String::as_str), timeout);
-    let left = timeout.saturating_sub(asked.elapsed());
-    consumer.client().fetch_cluster_id(left)
-}
-
 fn report_ready(shared: &ConsumerShared, target: &Target, cluster_id: &str) {
     let after = target.since.elapsed();
     tracing::info!(
@@ -149,30 +138,6 @@ fn report_ready(shared: &ConsumerShared, target: &Target, cluster_id: &str) {
         cluster_id: cluster_id.to_owned(),
         after,
     });
-}
-
-fn make(
-    shared: &Arc<ConsumerShared>,
-    target: &Target,
-    generation: u64,
-) -> Result<BaseConsumer<WorkerContext>> {
-    let role = Role::Consumer {
-        group: shared.group.clone(),
-    };
-    let config = client_config::for_target(&role, &shared.properties, target)?;
-    let context = WorkerContext {
-        shared: Arc::clone(shared),
-        source: Arc::new(Source {
-            generation,
-            epoch: target.epoch,
-            cluster: target.cluster.clone(),
-        }),
-        log: ClientLog::new(shared.name.clone(), target.cluster.clone()),
-        state: Mutex::new(Assignment::default()),
-    };
-    BaseConsumer::from_config_and_context(&config, context).map_err(|error| Error::Configuration {
-        reason: error.to_string(),
-    })
 }
 
 struct Loop {
@@ -340,7 +305,7 @@ impl Loop {
                         }
                     } else {
                         let show_id = self.shared.show_id_header;
-                        let copy = Message::copy(&message, &partition, &context.source, show_id);
+                        let copy = Message::copy(&message, &partition, context.source(), show_id);
                         Item::Record {
                             partition,
                             message: copy,

@@ -1,6 +1,6 @@
 //! One generation of a producer: an rdkafka client of one cluster, its poll thread, its delivery reports.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::reaper;
 use crate::record::{Delivery, Record, RecordId};
+use crate::warm::{self, Warmable};
 
 /// One round of the poll thread; also what stopping it may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -26,6 +27,7 @@ pub(super) struct ProducerClient {
     base: Arc<BaseProducer<ReportContext>>,
     poll_thread: Mutex<Option<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
+    generation: Arc<AtomicU64>,
     pub(super) log: Arc<ClientLog>,
 }
 
@@ -41,6 +43,7 @@ impl ProducerClient {
     /// Makes the client and starts its poll thread. Connecting goes on in librdkafka's threads.
     pub(super) fn new(config: &ClientConfig, context: ReportContext) -> KafkaResult<Self> {
         let log = Arc::clone(&context.log);
+        let generation = Arc::clone(&context.generation);
         let base = Arc::new(BaseProducer::from_config_and_context(config, context)?);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (Arc::clone(&base), Arc::clone(&stop));
@@ -56,8 +59,14 @@ impl ProducerClient {
             base,
             poll_thread: Mutex::new(Some(poll_thread)),
             stop,
+            generation,
             log,
         })
+    }
+
+    /// From now on the client is the one of this generation: a standby's client had none.
+    pub(super) fn adopt(&self, generation: u64) {
+        self.generation.store(generation, Relaxed);
     }
 
     /// Kafka's id of the cluster, asked from its brokers. Blocks up to `timeout`.
@@ -126,6 +135,20 @@ impl ProducerClient {
     }
 }
 
+impl Warmable for ProducerClient {
+    fn serve(&self) {
+        // Its poll thread does.
+    }
+
+    fn keep_warm(&self, topics: &[String]) -> bool {
+        warm::keep_warm(self.base.client(), topics)
+    }
+
+    fn prove(&self, topic: Option<&str>, timeout: Duration) -> Option<String> {
+        warm::prove(self.base.client(), topic, timeout)
+    }
+}
+
 impl Drop for ProducerClient {
     fn drop(&mut self) {
         // One that was never used ends with its poll thread.
@@ -137,8 +160,15 @@ impl Drop for ProducerClient {
 pub(super) struct ReportContext {
     // Weak: the producer owns its clients.
     pub(super) shared: Weak<ProducerShared>,
-    pub(super) generation: u64,
+    /// 0: a standby's client, which has nothing to report.
+    pub(super) generation: Arc<AtomicU64>,
     pub(super) log: Arc<ClientLog>,
+}
+
+impl ReportContext {
+    fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
 }
 
 impl ClientContext for ReportContext {
@@ -153,7 +183,7 @@ impl ClientContext for ReportContext {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
             && let Some(shared) = self.shared.upgrade()
         {
-            shared.report_broken(self.generation, reason);
+            shared.report_broken(self.generation(), reason);
         }
     }
 }
@@ -176,7 +206,7 @@ impl ProducerContext for ReportContext {
                     cluster: self.log.cluster.clone(),
                     id: shared.id(sequence),
                 };
-                shared.delivered(self.generation, sequence, Ok(delivery));
+                shared.delivered(self.generation(), sequence, Ok(delivery));
             }
             Err((error, message)) => match error.rdkafka_error_code() {
                 // Not the record's fault: it stays in the log for the next client.
@@ -185,14 +215,14 @@ impl ProducerContext for ReportContext {
                     | RDKafkaErrorCode::PurgeInflight
                     | RDKafkaErrorCode::Fatal
                     | RDKafkaErrorCode::MessageTimedOut),
-                ) => shared.report_broken(self.generation, &code.to_string()),
+                ) => shared.report_broken(self.generation(), &code.to_string()),
                 _ => {
                     let refused = Error::Refused {
                         cluster: self.log.cluster.clone(),
                         topic: message.topic().to_owned(),
                         reason: Box::new(error.clone()),
                     };
-                    shared.delivered(self.generation, sequence, Err(refused));
+                    shared.delivered(self.generation(), sequence, Err(refused));
                 }
             },
         }

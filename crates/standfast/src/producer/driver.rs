@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event::FleetEvent;
 use crate::stats::add;
 use crate::target::Target;
+use crate::warm::{Kind, Warm, WarmSet};
 
 /// Records handed on per hold of the log's lock while catching up after a flip.
 const CATCH_UP_BURST: usize = 256;
@@ -40,6 +41,7 @@ pub(super) struct Driver {
     cluster_id: Option<String>,
     attempt: Option<Attempt>,
     rebuilt_at: Option<Instant>,
+    standbys: WarmSet<ProducerClient>,
 }
 
 /// A client in the making.
@@ -61,6 +63,7 @@ impl Driver {
             cluster_id: None,
             attempt: None,
             rebuilt_at: None,
+            standbys: WarmSet::default(),
         }
     }
 
@@ -79,7 +82,7 @@ impl Driver {
                 changed = targets.changed(), if !watch_ended => watch_ended = changed.is_err(),
                 outcome = outcome(&mut self.attempt) => self.attempt_ended(outcome).await,
                 reason = self.shared.broken() => self.rebuild(&reason).await,
-                _ = housekeeping.tick() => self.shared.keep_house(),
+                _ = housekeeping.tick() => self.keep_house(),
             }
         }
         self.shared.close();
@@ -106,7 +109,8 @@ impl Driver {
                 attempt.target = target;
             }
         } else {
-            self.attempt = Some(self.begin(target));
+            let warm = self.standbys.take(&target);
+            self.attempt = Some(self.begin(target, warm));
         }
     }
 
@@ -144,25 +148,41 @@ impl Driver {
         }
     }
 
-    fn begin(&self, target: Arc<Target>) -> Attempt {
+    fn keep_house(&mut self) {
+        self.shared.keep_house();
+        let (Some(current), true) = (&self.current, self.shared.fleet.warm_standbys) else {
+            return;
+        };
+        let shared = &self.shared;
+        self.standbys.follow(
+            current,
+            |target, cancel| connect_to(shared, target, cancel, true),
+            || standby_kind(shared),
+        );
+    }
+
+    fn begin(&self, target: Arc<Target>, warm: Option<Warm<ProducerClient>>) -> Attempt {
         let cancel = CancellationToken::new();
         let generation = self.shared.next_generation();
         let (sender, outcome) = oneshot::channel();
-        let connect = Connect {
-            fleet: Arc::clone(&self.shared.fleet),
-            client: self.shared.name.clone(),
-            target: Arc::clone(&target),
-            cancel: cancel.clone(),
-        };
+        let connect = connect_to(&self.shared, Arc::clone(&target), cancel.clone(), false);
         let shared = Arc::clone(&self.shared);
         let spawned = thread::Builder::new()
             .name("standfast-connect".to_owned())
             .spawn(move || {
-                let made = connect.run(
-                    || make(&shared, &connect.target, generation),
-                    ProducerClient::cluster_id,
-                    |client| Arc::new(client).retire(&shared),
-                );
+                let warm = warm.and_then(Warm::client);
+                let counters = &shared.fleet.counters;
+                add(&counters.warm_starts, usize::from(warm.is_some()));
+                let made = warm.or_else(|| {
+                    connect.run(
+                        || make(&shared, &connect.target),
+                        ProducerClient::cluster_id,
+                        |client| Arc::new(client).retire(&shared),
+                    )
+                });
+                if let Some((client, _)) = &made {
+                    client.adopt(generation);
+                }
                 if let Err(Some((client, _))) = sender.send(made) {
                     Arc::new(client).retire(&shared);
                 }
@@ -319,15 +339,36 @@ impl Driver {
     }
 }
 
-fn make(
+fn connect_to(
     shared: &Arc<ProducerShared>,
-    target: &Target,
-    generation: u64,
-) -> Result<ProducerClient, Error> {
+    target: Arc<Target>,
+    cancel: CancellationToken,
+    is_standby: bool,
+) -> Connect {
+    Connect {
+        fleet: Arc::clone(&shared.fleet),
+        client: shared.name.clone(),
+        target,
+        cancel,
+        is_standby,
+    }
+}
+
+fn standby_kind(shared: &Arc<ProducerShared>) -> Kind<ProducerClient> {
+    let (maker, retirer, user) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
+    Kind {
+        make: Box::new(move |target| make(&maker, target)),
+        ask: Box::new(ProducerClient::cluster_id),
+        discard: Box::new(move |client| Arc::new(client).retire(&retirer)),
+        topics: Box::new(move || user.lock().topics.iter().cloned().collect()),
+    }
+}
+
+fn make(shared: &Arc<ProducerShared>, target: &Target) -> Result<ProducerClient, Error> {
     let config = client_config::for_target(&Role::Producer, &shared.properties, target)?;
     let context = ReportContext {
         shared: Arc::downgrade(shared),
-        generation,
+        generation: Arc::default(),
         log: Arc::new(ClientLog::new(shared.name.clone(), target.cluster.clone())),
     };
     ProducerClient::new(&config, context).map_err(|error| Error::Configuration {

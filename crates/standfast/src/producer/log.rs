@@ -4,7 +4,7 @@
 //! unresolved record, so that records are resent in their order and ahead of new ones. Acknowledged records that the new
 //! cluster does not have come back from [`Replay`], each at its old place in the order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -13,6 +13,7 @@ use super::client::ProducerClient;
 use super::replay::{Limits, Place, Replay};
 use crate::error::{Error, Result};
 use crate::record::{Delivery, Record};
+use crate::warm::MAX_TOPICS;
 
 /// Answers a send.
 pub(super) type Completion = oneshot::Sender<Result<Delivery>>;
@@ -74,6 +75,9 @@ pub(super) struct SendLog {
     pub(super) closed: bool,
     unresolved: usize,
     pub(super) replay: Replay,
+    /// Topics that were sent to, of which standby clients keep the metadata; at most [`MAX_TOPICS`].
+    pub(super) topics: BTreeSet<String>,
+    last_topic: String,
     /// Of the records to be sent again, those below this sequence have been handed to the present client.
     replayed: u64,
 }
@@ -111,6 +115,8 @@ impl SendLog {
             closed: false,
             unresolved: 0,
             replay: Replay::new(limits),
+            topics: BTreeSet::new(),
+            last_topic: String::new(),
             replayed: 0,
         }
     }
@@ -118,6 +124,12 @@ impl SendLog {
     /// Appends a record; its sequence.
     pub(super) fn push(&mut self, record: Record, completion: Completion, room: Room) -> u64 {
         let sequence = self.end();
+        if record.topic != self.last_topic {
+            self.last_topic.clone_from(&record.topic);
+            if self.topics.len() < MAX_TOPICS && !self.topics.contains(&record.topic) {
+                self.topics.insert(record.topic.clone());
+            }
+        }
         self.entries.push_back(Some(Entry {
             record,
             completion,

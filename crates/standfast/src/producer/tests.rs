@@ -5,6 +5,7 @@ use standfast_discovery::ClusterName;
 
 use super::client::{ProducerClient, ReportContext};
 use super::log::{Gate, Resolved, SendLog};
+use super::replay::Limits;
 use super::*;
 use crate::client_log::ClientLog;
 use crate::target::Bound;
@@ -25,7 +26,7 @@ fn client() -> Arc<ProducerClient> {
     );
     let context = ReportContext {
         shared: std::sync::Weak::new(),
-        generation: 1,
+        generation: Arc::new(1.into()),
         log: Arc::new(log),
     };
     Arc::new(ProducerClient::new(&config, context).expect("client"))

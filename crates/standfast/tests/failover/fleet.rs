@@ -233,8 +233,12 @@ async fn a_new_password_is_taken_up_without_a_new_client() {
 }
 
 fn write_password(path: &std::path::Path, password: &str) {
+    write_secret(path, "kafka/west", password);
+}
+
+pub(crate) fn write_secret(path: &std::path::Path, secret: &str, password: &str) {
     use std::os::unix::fs::OpenOptionsExt;
-    let text = format!("[\"kafka/west\"]\nusername = \"app\"\npassword = \"{password}\"\n");
+    let text = format!("[\"{secret}\"]\nusername = \"app\"\npassword = \"{password}\"\n");
     let new = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new()
         .write(true)

@@ -66,17 +66,11 @@ async fn flips_leave_no_threads_behind() {
         })
         .await;
         if flip + 1 == WARM_UP {
-            until("old clients are gone", || {
-                fleet.snapshot().clients_retiring == 0
-            })
-            .await;
+            settled(&fleet).await;
             base = usage();
         }
     }
-    until("old clients are gone", || {
-        fleet.snapshot().clients_retiring == 0
-    })
-    .await;
+    settled(&fleet).await;
     until("threads are gone", || usage().0 <= base.0 + 2).await;
     let (threads, rss) = usage();
     println!(
@@ -89,6 +83,15 @@ async fn flips_leave_no_threads_behind() {
         base.1
     );
     assert_eq!(fleet.snapshot().clients_abandoned, 0);
+}
+
+/// Waits until old clients are gone, and the producer and the consumer have a client of the standby.
+async fn settled(fleet: &standfast::Fleet) {
+    until("old clients are gone", || {
+        let stats = fleet.snapshot();
+        stats.clients_retiring == 0 && stats.standbys_ready == 2
+    })
+    .await;
 }
 
 /// Threads and resident memory (KiB) of this process.
@@ -106,4 +109,67 @@ fn usage() -> (usize, usize) {
             .expect("number")
     };
     (field("Threads:"), field("VmRSS:"))
+}
+
+/// What the connected clients of a standby cost while nothing happens. Prints it; to be run by itself:
+/// `cargo test -p standfast --test leaks -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures for a minute and asserts nothing"]
+async fn what_warm_standbys_cost() {
+    const PRODUCERS: usize = 8;
+    const IDLE: Duration = Duration::from_secs(25);
+    let world = World::start(4).await;
+    for warm in [false, true] {
+        let fleet = standfast::Fleet::builder("payments")
+            .discovery(standfast::discovery::DiscoveryOptions::file(
+                world.dir.path(),
+            ))
+            .warm_standbys(warm)
+            .build()
+            .await
+            .expect("fleet");
+        let mut producers = Vec::new();
+        for _ in 0..PRODUCERS {
+            let producer = fleet
+                .producer()
+                .replay_bytes(0)
+                .build()
+                .await
+                .expect("producer");
+            producer
+                .send(Record::to("orders").payload("x"))
+                .await
+                .expect("sent");
+            producers.push(producer);
+        }
+        let ready = if warm { PRODUCERS as u64 } else { 0 };
+        until("the clients are there", || {
+            fleet.snapshot().standbys_ready == ready
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let (cpu, started) = (cpu_ms(), std::time::Instant::now());
+        tokio::time::sleep(IDLE).await;
+        let cpu = (cpu_ms() - cpu) as f64 / started.elapsed().as_secs_f64();
+        let (threads, rss) = usage();
+        let descriptors = std::fs::read_dir("/proc/self/fd").expect("fd").count();
+        println!(
+            "{PRODUCERS} idle producers, warm {warm}: {cpu:.1} ms CPU per second, {threads} threads, {rss} KiB, {descriptors} descriptors"
+        );
+    }
+}
+
+fn cpu_ms() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("fields")
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11..13]
+        .iter()
+        .map(|f| f.parse::<u64>().expect("ticks"))
+        .sum();
+    ticks * 10
 }
