@@ -1,4 +1,4 @@
-//! `cargo xtask bench link`: Standfast and MirrorMaker 2 on the same clusters and the same data.
+//! `cargo xtask bench`. `switch` has a file of its own; the rest of this is `link`: Standfast and MirrorMaker 2 on the same clusters and the same data.
 //!
 //! What is measured, for each tool and dataset:
 //! - **Throughput**: the source topic is loaded first. The clock runs from the first record seen at the destination to the moment
@@ -16,6 +16,7 @@ mod mirrormaker;
 mod neighbour;
 mod report;
 mod standfast;
+mod switch;
 mod tiny;
 mod topics;
 mod transactions;
@@ -50,6 +51,8 @@ const WARM_UP_ROUNDS: u32 = 3;
 pub(crate) enum Command {
     /// Mirror throughput, CPU, memory and latency, next to MirrorMaker 2
     Link(LinkArguments),
+    /// From the flip of the key to the first acknowledgement and the first record on the new cluster
+    Switch(switch::Arguments),
 }
 
 /// Arguments of `cargo xtask bench link`.
@@ -93,6 +96,7 @@ enum Set {
 pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Link(arguments) => link(arguments),
+        Command::Switch(arguments) => switch::run(arguments),
     }
 }
 

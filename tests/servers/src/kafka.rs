@@ -46,6 +46,7 @@ pub struct KafkaBuilder {
     full_jit: bool,
     archive_to: Option<std::path::PathBuf>,
     parent: Option<std::path::PathBuf>,
+    host: std::net::Ipv4Addr,
 }
 
 impl KafkaBuilder {
@@ -60,7 +61,15 @@ impl KafkaBuilder {
             full_jit: false,
             archive_to: None,
             parent: None,
+            host: std::net::Ipv4Addr::LOCALHOST,
         }
+    }
+
+    /// The address of all listeners, for a cluster in a network namespace of its own; default 127.0.0.1.
+    #[must_use]
+    pub fn host(mut self, host: std::net::Ipv4Addr) -> Self {
+        self.host = host;
+        self
     }
 
     /// Number of brokers. With 1 or 2 the first broker is the only controller; with more the first three are, so that any one may be lost.

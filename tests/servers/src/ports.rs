@@ -60,7 +60,13 @@ impl Port {
     /// `127.0.0.1:port`.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.number)
+        self.address_on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// `host:port`.
+    #[must_use]
+    pub fn address_on(&self, host: Ipv4Addr) -> String {
+        format!("{host}:{}", self.number)
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) struct Broker {
     sasl: Option<Port>,
     secure: Option<Port>,
     folder: PathBuf,
+    host: Ipv4Addr,
 }
 
 impl Broker {
@@ -49,23 +50,24 @@ impl Broker {
                 .then(Port::reserve)
                 .transpose()?,
             folder: scratch.join(format!("broker-{id}")),
+            host: settings.host,
         })
     }
 
     pub(super) fn address(&self) -> String {
-        self.plaintext.address()
+        self.plaintext.address_on(self.host)
     }
 
     pub(super) fn sasl_address(&self) -> Option<String> {
-        self.sasl.as_ref().map(Port::address)
+        self.sasl.as_ref().map(|port| port.address_on(self.host))
     }
 
     pub(super) fn secure_address(&self) -> Option<String> {
-        self.secure.as_ref().map(Port::address)
+        self.secure.as_ref().map(|port| port.address_on(self.host))
     }
 
     pub(super) fn socket(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.plaintext.number()).into()
+        (self.host, self.plaintext.number()).into()
     }
 
     /// Writes what Kafka's StorageTool would write, and the configuration.
@@ -156,10 +158,16 @@ impl Broker {
             .brokers
             .iter()
             .take(controllers)
-            .map(|broker| format!("{}@{}", broker.id, broker.controller.address()))
+            .map(|broker| {
+                format!(
+                    "{}@{}",
+                    broker.id,
+                    broker.controller.address_on(broker.host)
+                )
+            })
             .collect();
         let is_controller = self.id as usize <= controllers;
-        let plaintext = self.plaintext.address();
+        let plaintext = self.address();
         let mut listeners = vec![format!("PLAINTEXT://{plaintext}")];
         listeners.extend(
             self.sasl_address()
@@ -171,7 +179,10 @@ impl Broker {
         );
         let advertised = listeners.join(",");
         if is_controller {
-            listeners.push(format!("CONTROLLER://{}", self.controller.address()));
+            listeners.push(format!(
+                "CONTROLLER://{}",
+                self.controller.address_on(self.host)
+            ));
         }
         let replicas = cluster.brokers.len().min(3);
         let in_sync = if replicas > 2 { 2 } else { 1 };
