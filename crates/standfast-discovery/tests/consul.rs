@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fleet::{cluster, discovery, first, fleet, handoff, set, wait_for, watch};
 use standfast_discovery::*;
-use standfast_servers::Consul;
+use standfast_servers::{Consul, Server, Silent, obtain};
 
 const KEY: &str = "standfast/payments/active";
 
@@ -500,4 +500,77 @@ async fn stale_reads_serve_the_watch() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("datacenter"), "{error}");
+}
+
+/// An operator restores Consul from a backup that was taken before a failover: neither who was running nor who starts from
+/// its cache goes back to the lost cluster, and the next record moves them on.
+#[tokio::test]
+async fn a_restored_backup_does_not_take_the_epoch_back() {
+    let consul = Consul::start().unwrap();
+    let program = obtain(&[Server::Consul], &Silent).unwrap().consul.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("backup.snap");
+    let snapshot = |what: &str| {
+        let done = std::process::Command::new(&program)
+            .args(["snapshot", what, &format!("-http-addr={}", consul.addr())])
+            .arg(&backup)
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    };
+    let options = ConsulOptions {
+        cache_dir: Some(folder.path().join("cache")),
+        start_from_cache: true,
+        ..options(&consul)
+    };
+    let running = discovery(DiscoveryOptions::Consul(options.clone()));
+    let (mut handle, _guard) = watch(&running);
+    let before = first();
+    set(running
+        .compare_and_set(&fleet(), None, &before)
+        .await
+        .unwrap());
+    snapshot("save");
+    let old = running.read(&fleet()).await.unwrap().unwrap();
+    let after = before.next(cluster("east"), FleetState::Active, "failover");
+    set(running
+        .compare_and_set(&fleet(), Some(&old.version), &after)
+        .await
+        .unwrap());
+    wait_for(&mut handle, |v| v.epoch() == Some(after.epoch)).await;
+    let cache = folder.path().join("cache/payments.json");
+    let started = Instant::now();
+    while !std::fs::read_to_string(&cache).is_ok_and(|text| text.contains("failover")) {
+        assert!(started.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    snapshot("restore");
+    let read = running.read(&fleet()).await.unwrap().unwrap();
+    assert_eq!(read.value.epoch, before.epoch, "the backup is in place");
+    let view = wait_for(&mut handle, |v| v.last_error.is_some()).await;
+    assert_eq!(view.record.as_deref(), Some(&after));
+    let told = view.last_error.unwrap();
+    assert!(told.contains("restored from a backup"), "{told}");
+    let started = discovery(DiscoveryOptions::Consul(options));
+    let (mut fresh, _fresh_guard) = watch(&started);
+    let view = wait_for(&mut fresh, |v| v.source == ViewSource::Live).await;
+    assert_eq!(
+        view.record.as_deref(),
+        Some(&after),
+        "a start from the cache"
+    );
+
+    let next = after.next(cluster("west"), FleetState::Active, "by hand");
+    set(started
+        .compare_and_set(&fleet(), Some(&read.version), &next)
+        .await
+        .unwrap());
+    for handle in [&mut handle, &mut fresh] {
+        wait_for(handle, |v| v.epoch() == Some(next.epoch)).await;
+    }
 }
