@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "links/prefix.rs"]
+mod prefix;
 mod support;
 
 use serde_json::{Value, json};
@@ -71,6 +73,7 @@ fn links_come_change_and_go_while_the_agent_runs() {
     created(&agent, &west);
     changed(&agent, &west);
     both_ways(&agent);
+    prefix::under_another_name(&mut agent, &west);
     over_a_crash(&mut agent, &west);
     deleted(&mut agent, &west, &east);
 }
@@ -424,7 +427,7 @@ fn over_a_crash(agent: &mut Agent, west: &KafkaCluster) {
     agent.until(
         "what was created and changed is there after a crash",
         |agent| {
-            agent.mirrored("extra") == [20]
+            agent.mirrored("extra") == [21]
                 && link(agent, "west-to-east")["rate_limit"] == 50_000_000
         },
     );
@@ -525,7 +528,7 @@ fn deleted(agent: &mut Agent, west: &KafkaCluster, east: &KafkaCluster) {
     agent.until("the other link goes on", |agent| {
         agent.mirrored("back") == [8]
     });
-    assert_eq!(east.log_end_offsets("extra").unwrap(), [21]);
+    assert_eq!(east.log_end_offsets("extra").unwrap(), [22]);
     // The name is free again, for something else; a topic that went its own way is not written to.
     let create = [
         "link",
@@ -551,5 +554,5 @@ fn deleted(agent: &mut Agent, west: &KafkaCluster, east: &KafkaCluster) {
     });
     let counts = link(agent, "west-to-east")["category_counts"].clone();
     assert_eq!(counts, json!([{"state_category": "IN_ERROR", "count": 1}]));
-    assert_eq!(east.log_end_offsets("extra").unwrap(), [21]);
+    assert_eq!(east.log_end_offsets("extra").unwrap(), [22]);
 }

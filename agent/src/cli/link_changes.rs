@@ -37,6 +37,7 @@ settings, changes nothing.
 Examples:
   standfast link create audit --source west --destination east --topic audit --group 'audit-*'
   standfast link create shop --source west --destination east --filter 'shop.*' --filter '!shop.tmp'
+  standfast link create eu-to-us --source eu --destination us --filter '*' --prefix eu. --set follow_fleet=false
   standfast link create hub --file hub.toml --dry-run";
 
 #[derive(Debug, Args)]

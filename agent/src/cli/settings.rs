@@ -26,6 +26,9 @@ pub(crate) struct LinkSettings {
     /// Further topics: a name, a prefix followed by `*`, or '*'; with `!` in front: leave out.
     #[arg(long, value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
+    /// Stands in front of the names of all mirrors ('eu.': the topic orders becomes eu.orders). Needs --set follow_fleet=false. It cannot be changed later.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) prefix: Option<String>,
     /// A consumer group whose offsets are carried over: a name, or a filter like those of topics.
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Vec<String>,
@@ -48,6 +51,9 @@ pub(super) fn settings(name: &str, args: &LinkSettings) -> Result<Map<String, Va
         if let Some(cluster) = cluster {
             set(key, json!(cluster));
         }
+    }
+    if let Some(prefix) = &args.prefix {
+        set("prefix", json!(prefix));
     }
     if !args.topic.is_empty() {
         set("topics", json!(args.topic));
@@ -119,6 +125,7 @@ fn parse(key: &str, value: &str) -> Value {
     let words = || value.split(',').map(str::trim).filter(|w| !w.is_empty());
     match key {
         _ if value.starts_with(['[', '{']) => toml(value).unwrap_or_else(|| json!(value)),
+        "prefix" => json!(value),
         "topics" | "groups" | "config_exclude" => words().collect(),
         "topic_filters" | "group_filters" => words().map(filter).collect(),
         _ => toml(value).unwrap_or_else(|| json!(value)),

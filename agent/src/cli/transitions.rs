@@ -41,7 +41,7 @@ pub(crate) struct Common {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Topics of the source.
+    /// Mirror topics by name: as the source calls them, or with the link's prefix in front if it has one.
     #[arg(value_name = "TOPIC", required = true)]
     pub(crate) topics: Vec<String>,
     #[command(flatten)]
@@ -55,9 +55,11 @@ pub(crate) const CREATE_HELP: &str = "\
 Begins to mirror topics that neither the names nor the filters of the configuration take, and begins again with mirrors \
 that were promoted or failed over. Before anything is written the logs are compared: a topic on the destination that is not \
 the beginning of the source's log becomes FAILED (DIVERGED) and is left as it is.
+As everywhere in `standfast mirror`, topics go by their mirrors' names: with the prefix eu. the mirror of orders is eu.orders.
 
-Example:
-  standfast mirror create orders refunds --link west-to-east";
+Examples:
+  standfast mirror create orders refunds --link west-to-east
+  standfast mirror create eu.orders --link eu-to-us";
 
 pub(crate) const PAUSE_HELP: &str = "\
 A paused mirror fetches nothing and writes nothing, also after a restart of the agent. Its lag is shown all the same.

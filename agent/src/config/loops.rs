@@ -1,6 +1,8 @@
 //! Links whose filters get into each other's way: two that would write the same topic, and some that would carry a topic round in a circle.
 //!
 //! Links that follow the fleet record may point both ways: the record lets only one of them run. Those that do not follow it run always.
+//! A link with a prefix closes no circle: what it brings back is another topic. That this does not go on without end is seen to by the engine, whose
+//! filters leave out topics that are mirrors with a prefix themselves.
 
 use standfast_link::{Filter, FilterType, PatternType, admits_topic, excludes};
 
@@ -12,13 +14,13 @@ pub(super) fn back_to_the_source<'l>(
     links: &'l [Entry<LinkSection>],
     link: &'l LinkSection,
 ) -> Option<(&'l str, &'l str)> {
-    if link.follow_fleet {
+    if link.follow_fleet || !link.prefix.is_empty() {
         return None;
     }
     let others: Vec<(&LinkSection, &str)> = links
         .iter()
         .filter_map(|entry| entry.value.as_ref())
-        .filter(|other| other.name != link.name)
+        .filter(|other| other.name != link.name && other.prefix.is_empty())
         .filter_map(|other| Some((other, shared(link, other)?)))
         .collect();
     // From the destination along links that take a topic of this one.
@@ -41,14 +43,16 @@ pub(super) fn back_to_the_source<'l>(
 /// Another link to the same destination whose filters take what this one's take too: a topic, or the beginning of its name.
 pub(super) fn same_filters<'l>(
     links: &'l [Entry<LinkSection>],
-    link: &'l LinkSection,
-) -> Option<(&'l str, &'l str)> {
+    link: &LinkSection,
+) -> Option<(&'l str, String)> {
+    let ours = link.mirror_filters();
     links
         .iter()
         .filter_map(|entry| entry.value.as_ref())
         .filter(|other| other.name != link.name && other.destination == link.destination)
         .find_map(|other| {
-            let topic = filters_shared(&link.topic_filters, &other.topic_filters)?;
+            let theirs = other.mirror_filters();
+            let topic = filters_shared(&ours, &theirs)?.to_owned();
             Some((other.name.as_str(), topic))
         })
 }

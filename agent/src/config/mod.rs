@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use standfast_discovery::{ClusterEntry, ClusterName, DiscoveryOptions, FleetName};
-use standfast_link::Filter;
+use standfast_link::{Filter, PatternType, TopicPrefix, admits_topic};
 use standfast_secrets::SecretsOptions;
 
 pub(crate) use acl_sync::AclSyncSection;
@@ -84,6 +84,12 @@ pub(crate) struct LinkSection {
     /// Further topics of the source, mirrored as soon as they exist.
     #[serde(default)]
     pub(crate) topic_filters: Vec<Filter>,
+    /// Stands in front of the names of all mirrors; all other keys name topics as the source does.
+    #[serde(default, deserialize_with = "topic_prefix")]
+    pub(crate) prefix: TopicPrefix,
+    /// Consumer groups get the prefix too.
+    #[serde(default)]
+    pub(crate) prefix_groups: bool,
     /// Consumer groups whose offsets are carried over.
     #[serde(default)]
     pub(crate) groups: Vec<String>,
@@ -129,6 +135,44 @@ pub(crate) struct LinkSection {
     /// `false`: the link runs whichever cluster is active, and a failover or switchover leaves it alone.
     #[serde(default = "follow_fleet")]
     pub(crate) follow_fleet: bool,
+}
+
+impl LinkSection {
+    /// The mirrors of the topics that are named.
+    pub(crate) fn named_mirrors(&self) -> Vec<String> {
+        let names = self.topics.iter().map(|topic| self.prefix.add(topic));
+        names.map(|name| name.to_string()).collect()
+    }
+
+    /// Whether names or filters take the source topic of a mirror.
+    pub(crate) fn takes(&self, mirror: &str) -> bool {
+        self.prefix.strip(mirror).is_some_and(|topic| {
+            self.topics.iter().any(|named| named == topic)
+                || admits_topic(&self.topic_filters, topic)
+        })
+    }
+
+    /// The topic filters in the names of the mirrors.
+    pub(crate) fn mirror_filters(&self) -> Vec<Filter> {
+        let renamed = |filter: &Filter| {
+            let every = filter.pattern_type == PatternType::Literal && filter.name == "*";
+            if self.prefix.is_empty() {
+                filter.clone()
+            } else if every {
+                Filter {
+                    name: self.prefix.to_string(),
+                    pattern_type: PatternType::Prefixed,
+                    ..filter.clone()
+                }
+            } else {
+                Filter {
+                    name: self.prefix.add(&filter.name).to_string(),
+                    ..filter.clone()
+                }
+            }
+        };
+        self.topic_filters.iter().map(renamed).collect()
+    }
 }
 
 /// `[health]`: when a cluster counts as unreachable.
@@ -261,6 +305,16 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
         serde::de::Error::custom(format!(
             "`{text}` is not a duration ({e}); write for example \"500ms\", \"5s\" or \"2m\""
         ))
+    })
+}
+
+fn topic_prefix<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<TopicPrefix, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    TopicPrefix::new(&text).map_err(|error| match error {
+        standfast_wire::Error::Options { reason, .. } => serde::de::Error::custom(reason),
+        other => serde::de::Error::custom(other),
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use standfast_discovery::{ClusterEntry, ClusterName};
 use standfast_link::{
     LinkName, MIN_GROUP_SYNC_INTERVAL, MIN_RATE_LIMIT, admits_topic, can_be_excluded, excludes,
-    is_internal,
+    is_internal, mirror_name,
 };
 use standfast_secrets::{SecretPath, SecretsOptions};
 use standfast_wire::SaslMechanism;
@@ -160,7 +160,7 @@ pub(super) fn check_links(
     problems: &mut Problems<'_>,
 ) {
     let mut names = BTreeSet::new();
-    let mut mirrors: BTreeMap<(&ClusterName, &str), &str> = BTreeMap::new();
+    let mut mirrors: BTreeMap<(&ClusterName, String), &str> = BTreeMap::new();
     for entry in links {
         let Some(link) = &entry.value else { continue };
         let mut problem = |field: &str, message: String| {
@@ -208,6 +208,9 @@ pub(super) fn check_links(
                 "is empty; name at least one topic, or add [[links.topic_filters]]".to_owned(),
             );
         }
+        if let Some((field, message)) = prefix_problem(link) {
+            problem(field, message);
+        }
         for (field, filters) in [
             ("topic_filters", &link.topic_filters),
             ("group_filters", &link.group_filters),
@@ -240,7 +243,12 @@ pub(super) fn check_links(
             );
         }
         for topic in &link.topics {
-            if let Err(message) = check_topic(topic) {
+            let mirror = link.prefix.add(topic);
+            let unfit = check_topic(topic).and_then(|()| {
+                let name = mirror_name(&link.prefix, topic);
+                name.map(drop)
+            });
+            if let Err(message) = unfit {
                 problem("topics", message);
             } else if excludes(&link.topic_filters, topic) {
                 problem(
@@ -249,19 +257,21 @@ pub(super) fn check_links(
                         "\"{topic}\" is named here and excluded by a topic filter; remove one of the two"
                     ),
                 );
-            } else if let Some(other) = found_by_another(links, link, topic) {
+            } else if let Some(other) = found_by_another(links, link, &mirror) {
                 problem(
                     "topics",
                     format!(
-                        "\"{topic}\" is also taken by a topic filter of link \"{other}\", which writes to \"{}\" too; exclude it there",
+                        "\"{mirror}\" is also taken by a topic filter of link \"{other}\", which writes to \"{}\" too; exclude it there",
                         link.destination
                     ),
                 );
-            } else if let Some(other) = mirrors.insert((&link.destination, topic), &link.name) {
+            } else if let Some(other) =
+                mirrors.insert((&link.destination, mirror.to_string()), &link.name)
+            {
                 problem(
                     "topics",
                     format!(
-                        "\"{topic}\" is already written to \"{}\" by link \"{other}\"; remove it from one",
+                        "\"{mirror}\" is already written to \"{}\" by link \"{other}\"; remove it from one",
                         link.destination
                     ),
                 );
@@ -335,16 +345,38 @@ pub(super) fn check_links(
     }
 }
 
-/// Another link to the same destination whose filters take the topic.
+/// A prefix where there must be none, or the other way round.
+fn prefix_problem(link: &LinkSection) -> Option<(&'static str, String)> {
+    let prefix = &link.prefix;
+    if link.prefix_groups && prefix.is_empty() {
+        let text =
+            "is true, but there is no prefix that groups could get; set prefix, or remove it";
+        return Some(("prefix_groups", text.to_owned()));
+    }
+    if link.follow_fleet && !prefix.is_empty() {
+        let topic = link.topics.first().map_or("orders", String::as_str);
+        let text = format!(
+            "is \"{prefix}\" on a link that follows the fleet: applications that are moved to \"{}\" would look for \"{topic}\" and find \"{prefix}{topic}\"; remove the prefix, or set follow_fleet = false",
+            link.destination
+        );
+        return Some(("prefix", text));
+    }
+    None
+}
+
+/// Another link to the same destination whose filters take the mirror's source topic.
 fn found_by_another<'l>(
     links: &'l [Entry<LinkSection>],
     link: &LinkSection,
-    topic: &str,
+    mirror: &str,
 ) -> Option<&'l str> {
     let others = links.iter().filter_map(|entry| entry.value.as_ref());
     others
         .filter(|other| other.name != link.name && other.destination == link.destination)
-        .find(|other| admits_topic(&other.topic_filters, topic))
+        .find(|other| {
+            let topic = other.prefix.strip(mirror);
+            topic.is_some_and(|topic| admits_topic(&other.topic_filters, topic))
+        })
         .map(|other| other.name.as_str())
 }
 

@@ -24,7 +24,7 @@ const FILE: &str = "links.json";
 /// Some thousand links.
 const FILE_MAX_BYTES: u64 = 16 << 20;
 /// What makes a link the link that it is.
-pub(crate) const FIXED: [&str; 3] = ["name", "source", "destination"];
+pub(crate) const FIXED: [&str; 4] = ["name", "source", "destination", "prefix"];
 
 /// What was said about links at runtime; the content of `data_dir/links.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

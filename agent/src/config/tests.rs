@@ -61,7 +61,7 @@ fn an_unknown_key_is_named_with_line_and_the_likely_one() {
             "topics = [\"orders\"]\ntopic = [\"x\"]"
         ),
         "agent.toml:24: links[0].topic: unknown key; did you mean `topics`? known keys: name, source, destination, topics, \
-         topic_filters, groups, group_filters, refresh_interval, memory_mib, rate_limit, join_batches, group_sync_interval, config_exclude, start, topic_starts, acl_sync, replication_factor, shared, session_timeout, follow_fleet"
+         topic_filters, prefix, prefix_groups, groups, group_filters, refresh_interval, memory_mib, rate_limit, join_batches, group_sync_interval, config_exclude, start, topic_starts, acl_sync, replication_factor, shared, session_timeout, follow_fleet"
     );
 }
 
@@ -355,6 +355,66 @@ fn links_that_run_always_may_not_carry_a_topic_in_a_circle() {
         [[links]]\nname = \"north-to-west\"\nsource = \"north\"\ndestination = \"west\"\nfollow_fleet = false\ntopics = [\"orders\"]\n";
     let text = problems(&(GOOD.to_owned() + round));
     assert!(text.contains("links[2].follow_fleet"), "{text}");
+}
+
+#[test]
+fn a_prefix_is_for_links_that_run_always_and_makes_other_names() {
+    let second = |text: &str| {
+        GOOD.to_owned()
+            + "[clusters.north]\nbootstrap = \"n:9092\"\n[[links]]\nname = \"second\"\nsource = \"north\"\ndestination = \"east\"\n"
+            + text
+    };
+    let always = |text: &str| second(&format!("follow_fleet = false\n{text}"));
+    // The same name on the same cluster, and yet another topic.
+    let config = parse(
+        "agent.toml",
+        &always("prefix = \"north.\"\nprefix_groups = true\ntopics = [\"orders\"]\n"),
+    );
+    let second_link = &links(&config.unwrap())[1];
+    assert_eq!(second_link.named_mirrors(), ["north.orders"]);
+    assert!(second_link.takes("north.orders") && !second_link.takes("orders"));
+    for (text, expected) in [
+        (
+            second("prefix = \"north.\"\ntopics = [\"audit\"]\n"),
+            "links[1].prefix: is \"north.\" on a link that follows the fleet: applications that are moved to \"east\" would look for \"audit\"",
+        ),
+        (
+            always("prefix = \"\"\ntopics = [\"audit\"]\n"),
+            "links[1].prefix: \"\" is empty",
+        ),
+        (
+            always("prefix = \"no/rth\"\ntopics = [\"audit\"]\n"),
+            "links[1].prefix: \"no/rth\" has characters",
+        ),
+        (
+            always("prefix_groups = true\ntopics = [\"audit\"]\n"),
+            "links[1].prefix_groups: is true, but there is no prefix",
+        ),
+        (
+            always(&format!(
+                "prefix = \"north.\"\ntopics = [\"{}\"]\n",
+                "o".repeat(249)
+            )),
+            "which has 255 characters and may have 249",
+        ),
+        (
+            always("prefix = \"ord\"\ntopics = [\"ers\"]\n"),
+            "\"orders\" is already written to \"east\" by link \"west-to-east\"",
+        ),
+        (
+            always(
+                "prefix = \"ord\"\ntopic_filters = [{ name = \"*\", pattern_type = \"LITERAL\", filter_type = \"INCLUDE\" }]\n",
+            ),
+            "\"orders\" is also taken by a topic filter of link \"second\"",
+        ),
+    ] {
+        let found = problems(&text);
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
+    // Both directions at once.
+    let back = "[[links]]\nname = \"east-to-west\"\nsource = \"east\"\ndestination = \"west\"\nfollow_fleet = false\n\
+        prefix = \"east.\"\ntopics = [\"orders\"]\n";
+    assert!(parse("agent.toml", &(GOOD.to_owned() + back)).is_ok());
 }
 
 #[test]

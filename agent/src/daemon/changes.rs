@@ -78,6 +78,13 @@ impl LinkSet {
             .filter(|(name, _)| admits_topic(&section.topic_filters, name))
             .map(|(name, _)| name.to_string())
             .collect();
+        if !section.prefix.is_empty() && !taken.is_empty() {
+            change.warnings.push(
+                "of the topics that the filters take, those that are mirrors with a prefix themselves are left out; \
+                 name one in `topics` to mirror it"
+                    .to_owned(),
+            );
+        }
         taken.sort_unstable();
         change.matching_topics = Some(taken);
         change

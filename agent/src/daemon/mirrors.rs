@@ -386,7 +386,7 @@ pub(super) fn mirrors_of(link: &LinkControl) -> Vec<Mirror> {
                 .unwrap_or_else(|| MirrorDescription {
                     link_name: link.section().name.clone(),
                     mirror_topic_name: topic.clone(),
-                    source_topic_name: topic.clone(),
+                    source_topic_name: link.section().prefix.own_name(&topic).to_owned(),
                     mirror_status: if why.is_some() {
                         MirrorStatus::Stopped
                     } else {

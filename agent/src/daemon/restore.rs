@@ -118,6 +118,7 @@ impl Restores {
         request: MirrorsRequest,
     ) -> Result<RestoreResults, ErrorBody> {
         let control = self.links.the_link(request.link.as_deref())?;
+        refuse_prefixed(&control)?;
         // Promoted ones too: they are what a reverse is for.
         let names = select(&control, Transition::Promote, &request)?;
         let (handle, hints) = self.ready(&control).await?;
@@ -202,6 +203,24 @@ impl Restores {
             }
         }
     }
+}
+
+/// What a link with a prefix mirrors goes by another name at its destination, so no link leads back from there to the same topic.
+fn refuse_prefixed(control: &LinkControl) -> Result<(), ErrorBody> {
+    let section = control.section();
+    if section.prefix.is_empty() {
+        return Ok(());
+    }
+    let (prefix, link) = (&section.prefix, &section.name);
+    Err(error(
+        ErrorCode::Refused,
+        format!(
+            "link \"{link}\" mirrors with the prefix \"{prefix}\", so its mirrors have nothing of the same name to be turned round to; \
+             `standfast mirror create {prefix}TOPIC --link {link}` begins a stopped one again, and what was written into {prefix}TOPIC \
+             since it was stopped comes to \"{}\" as {prefix}TOPIC by a link without a prefix that leads there",
+            section.source
+        ),
+    ))
 }
 
 async fn in_its_own_task<T: Send + 'static>(

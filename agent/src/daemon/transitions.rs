@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use standfast_link::{
-    LinkHandle, MirrorChange, Transition, TransitionErrorCode, Wanted, admits_topic,
-};
+use standfast_link::{LinkHandle, MirrorChange, Transition, TransitionErrorCode, Wanted};
 
 use super::link::{LinkControl, Phase};
 use super::mirrors::{LinkSet, mirrors_of};
@@ -91,11 +89,11 @@ impl LinkSet {
             if theirs.name == section.name || theirs.destination != section.destination {
                 continue;
             }
-            let taken = |topic: &&String| {
-                theirs.topics.contains(topic) || admits_topic(&theirs.topic_filters, topic)
-            };
+            let taken = |topic: &&String| theirs.takes(topic);
             let mirrored = other.topics_in_operation();
-            let found = names.iter().find(|n| taken(n) || mirrored.contains(n));
+            // A name without the link's prefix is refused by the link, which says what it should be.
+            let mut ours = names.iter().filter(|n| section.prefix.strip(n).is_some());
+            let found = ours.find(|n| taken(n) || mirrored.contains(n));
             if let Some(topic) = found {
                 let text = format!(
                     "\"{topic}\" is already written to {} by link \"{}\"",
@@ -307,7 +305,7 @@ fn without_link(
             MirrorChange {
                 link_name: control.section().name.clone(),
                 mirror_topic_name: (*topic).to_owned(),
-                source_topic_name: (*topic).to_owned(),
+                source_topic_name: control.section().prefix.own_name(topic).to_owned(),
                 mirror_status: mirror.mirror_status,
                 error_code: refusal.as_ref().map(|(code, _)| *code),
                 error_message: refusal.map(|(_, text)| text),

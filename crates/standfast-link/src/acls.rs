@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use crate::filters::PatternType;
 use crate::lifecycle::Wanted;
 use crate::link::Inner;
+use crate::names::AclNames;
 use crate::refusal;
 use crate::shard::Context;
 use crate::status::now_ms;
@@ -205,6 +206,10 @@ async fn sync(
         .collect();
     let plan = Plan::new(&Look {
         link: inner.options.name.as_str(),
+        names: &AclNames {
+            prefix: inner.options.prefix.clone(),
+            prefix_groups: inner.options.prefix_groups,
+        },
         filters: &options.filters,
         mirrors: &active_mirrors(inner),
         source: theirs.as_deref().ok(),
@@ -232,6 +237,7 @@ pub(crate) async fn release(inner: &Inner, destination: &Cluster) {
         let ours = destination.describe_acls().await?.into_iter().collect();
         let plan = Plan::new(&Look {
             link,
+            names: &AclNames::default(),
             filters: &[],
             mirrors: &[],
             source: None,
@@ -262,6 +268,8 @@ fn active_mirrors(inner: &Inner) -> Vec<Arc<str>> {
 /// What is known when a plan is made.
 struct Look<'a> {
     link: &'a str,
+    /// Filters and `source` have the source's names, all else the destination's.
+    names: &'a AclNames,
     filters: &'a [AclFilter],
     /// Topics that are mirrored.
     mirrors: &'a [Arc<str>],
@@ -297,7 +305,7 @@ impl Plan {
                 .iter()
                 .filter(|acl| !acl.name.starts_with(MARK))
                 .filter(|acl| look.filters.iter().any(|filter| filter.matches(acl)))
-                .cloned()
+                .map(|acl| look.names.mirrored(acl))
                 .collect(),
             None => from_marks.collect(),
         };
@@ -352,16 +360,20 @@ impl Plan {
             }
         }
         if let Some(source) = look.source {
-            let source: BTreeSet<&AclBinding> = source.iter().collect();
+            let source: BTreeSet<AclBinding> =
+                source.iter().map(|acl| look.names.mirrored(acl)).collect();
             let gone =
                 |acl: &&AclBinding| look.destination.contains(*acl) && !wanted.contains(*acl);
             delete.extend(look.created.iter().filter(gone).cloned());
             let owned = |acl: &&AclBinding| {
+                let original = look.names.original(acl);
                 let owns = |filter: &AclFilter| {
-                    filter.owns && filter.principal.is_some() && filter.matches(acl)
+                    filter.owns
+                        && filter.principal.is_some()
+                        && original.as_ref().is_some_and(|acl| filter.matches(acl))
                 };
                 !acl.name.starts_with(MARK)
-                    && !source.contains(*acl)
+                    && !source.contains(acl)
                     && !wanted.contains(*acl)
                     && look.filters.iter().any(owns)
             };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use standfast_wire::admin::{ConfigChange, ConfigResource};
-use standfast_wire::{Cluster, Error as WireError};
+use standfast_wire::{Cluster, Error as WireError, TopicPrefix};
 use tracing::{debug, info, warn};
 
 use crate::calls::{self, ConfigValue};
@@ -25,9 +25,30 @@ use crate::status::{PartitionStatus, now_ms};
 pub(crate) const FORCED: [(&str, &str); 4] = [
     ("compression.type", "producer"),
     ("message.timestamp.type", "CreateTime"),
-    ("message.timestamp.before.max.ms", "9223372036854775807"),
-    ("message.timestamp.after.max.ms", "9223372036854775807"),
+    ("message.timestamp.before.max.ms", NO_LIMIT),
+    (OURS, NO_LIMIT),
 ];
+
+const NO_LIMIT: &str = "9223372036854775807";
+
+/// In place of [`NO_LIMIT`] on the mirrors of links with a prefix, and on mirrors of those. It is as good as no limit, and tells other links where they come from.
+const NO_LIMIT_PREFIXED: &str = "9223372036854775806";
+
+/// [`FORCED`], for the mirror of one topic.
+fn forced(source: &Configs, prefix: &TopicPrefix) -> [(&'static str, &'static str); 4] {
+    let renamed = !prefix.is_empty() || is_prefixed_mirror(source);
+    FORCED.map(|(name, value)| match name {
+        OURS if renamed => (name, NO_LIMIT_PREFIXED),
+        _ => (name, value),
+    })
+}
+
+/// Whether the topic is the mirror of a link with a prefix, or a mirror of such a mirror; also after it was stopped. It must not come back to where it is from
+/// under yet another name.
+pub(crate) fn is_prefixed_mirror(configs: &Configs) -> bool {
+    let mark = configs.get(OURS);
+    mark.is_some_and(|c| c.is_topic_level && c.value.as_deref() == Some(NO_LIMIT_PREFIXED))
+}
 
 /// Never carried over: they name brokers or services of the source, or mean nothing to current brokers. One that ends with a dot stands for all that begin so.
 const NEVER: [&str; 7] = [
@@ -116,6 +137,7 @@ pub(crate) fn at_creation(
     source: &Configs,
     excluded: &[String],
     replicas: i16,
+    prefix: &TopicPrefix,
 ) -> BTreeMap<String, String> {
     let mut configs: BTreeMap<String, String> = source
         .iter()
@@ -126,7 +148,7 @@ pub(crate) fn at_creation(
             Some((name.clone(), fitting(name, value, replicas)))
         })
         .collect();
-    configs.extend(FORCED.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    configs.extend(forced(source, prefix).map(|(name, value)| (name.to_owned(), value.to_owned())));
     configs
 }
 
@@ -144,7 +166,9 @@ pub(crate) fn unfit(topic: &str, configs: &Configs) -> Option<String> {
 pub(crate) fn is_ours(configs: &Configs) -> bool {
     configs
         .get(OURS)
-        .is_some_and(|c| c.is_topic_level && c.value.as_deref() == Some("9223372036854775807"))
+        .filter(|c| c.is_topic_level)
+        .and_then(|c| c.value.as_deref())
+        .is_some_and(|value| value == NO_LIMIT || value == NO_LIMIT_PREFIXED)
 }
 
 /// What each config of the mirror should be; `None`: the destination's default.
@@ -156,14 +180,16 @@ fn plan(
     mirror: &Configs,
     excluded: &[String],
     replicas: i16,
+    prefix: &TopicPrefix,
 ) -> (Vec<(String, ConfigChange)>, Desired) {
     let (mut changes, mut desired) = (Vec::new(), Desired::new());
+    let forced = forced(source, prefix);
     for (name, ours) in mirror
         .iter()
         .filter(|(name, _)| !left_alone(name, excluded))
     {
         let theirs = source.get(name);
-        let forced = FORCED.iter().find(|(forced, _)| forced == name);
+        let forced = forced.iter().find(|(forced, _)| forced == name);
         let wanted = if let Some((_, value)) = forced {
             Some((*value).to_owned())
         } else if BY_EFFECT.contains(&name.as_str()) {
@@ -304,7 +330,9 @@ async fn sync_some(
             let most = t.partitions.values().map(|p| p.replicas.len()).max()?;
             i16::try_from(most).ok()
         });
-        let (wrong, desired) = plan(&theirs, &ours, &excluded, replicas.unwrap_or(i16::MAX));
+        let replicas = replicas.unwrap_or(i16::MAX);
+        let prefix = &inner.options.prefix;
+        let (wrong, desired) = plan(&theirs, &ours, &excluded, replicas, prefix);
         let by_hand = by_hand(&wrong, &ours, &desired, before.get(topic));
         if wrong.is_empty() {
             before.insert(Arc::clone(topic), desired);
@@ -498,7 +526,7 @@ mod tests {
             ("leader.replication.throttled.replicas", "", false),
         ]);
         let excluded = ["flush.ms".to_owned(), "cleanup.policy".to_owned()];
-        let (changes, desired) = plan(&source, &mirror, &excluded, 2);
+        let (changes, desired) = plan(&source, &mirror, &excluded, 2, &TopicPrefix::default());
         let set = |value: &str| ConfigChange::Set(value.to_owned());
         let expected = [
             ("cleanup.policy", set("compact")),

@@ -183,8 +183,11 @@ pub struct PartitionLag {
 /// What became of the offsets of one consumer group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct GroupDescription {
-    /// Consumer group.
+    /// Consumer group, as the source calls it.
     pub group: String,
+    /// Its name on the destination, if groups get the link's prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_group: Option<String>,
     /// Offsets carried over in this run.
     pub committed_offsets: u64,
     /// Milliseconds since 1970 of the last run without an error.

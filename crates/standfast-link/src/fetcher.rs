@@ -194,10 +194,10 @@ impl Fetcher {
                 last_fetched_epoch: -1,
                 max_bytes: partition_max_bytes,
             };
-            match topics.last_mut().filter(|t| t.name == partition.id.topic) {
+            match topics.last_mut().filter(|t| t.name == slot.source_topic) {
                 Some(topic) => topic.partitions.push(position),
                 None => topics.push(FetchTopic {
-                    name: partition.id.topic.clone(),
+                    name: slot.source_topic.clone(),
                     topic_id,
                     partitions: vec![position],
                 }),
@@ -270,7 +270,7 @@ impl Fetcher {
             .borrow()
             .slots
             .get(asked.index)
-            .is_some_and(|slot| *slot.partition.id.topic == *topic.name)
+            .is_some_and(|slot| *slot.source_topic == *topic.name)
     }
 
     /// `had_room`: if no records are answered, the broker has none.

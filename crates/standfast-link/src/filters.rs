@@ -62,13 +62,17 @@ pub fn admits(filters: &[Filter], name: &str) -> bool {
 /// As [`admits`], for topics: those that Kafka Streams keeps for itself (`…-changelog`, `…-repartition`) are taken only by a LITERAL INCLUDE filter of their whole name. A Streams
 /// application rebuilds them from its input; mirrored, they would be ahead of or behind the group offsets that go with them.
 pub fn admits_topic(filters: &[Filter], name: &str) -> bool {
-    let named = |filter: &Filter| {
+    let of_streams = STREAMS.iter().any(|end| name.ends_with(end));
+    admits(filters, name) && (!of_streams || names(filters, name))
+}
+
+/// Whether a LITERAL INCLUDE filter says the whole name.
+pub(crate) fn names(filters: &[Filter], name: &str) -> bool {
+    filters.iter().any(|filter| {
         filter.filter_type == FilterType::Include
             && filter.pattern_type == PatternType::Literal
             && filter.name == name
-    };
-    let of_streams = STREAMS.iter().any(|end| name.ends_with(end));
-    admits(filters, name) && (!of_streams || filters.iter().any(named))
+    })
 }
 
 /// Whether an EXCLUDE filter matches `name`.

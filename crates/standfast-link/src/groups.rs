@@ -125,6 +125,9 @@ async fn carry(
         .into_iter()
         .filter_map(|(id, position)| Some((id, position?)))
         .collect();
+    // What the group is called on the destination.
+    let mirror_group = inner.live().mirror_group(group);
+    let mirror_group = mirror_group.as_str();
     let theirs = calls::committed(source, group)
         .await
         .map_err(|e| format!("source: {}", refusal::text(&e)))?;
@@ -135,15 +138,15 @@ async fn carry(
     if theirs.is_empty() {
         return Ok(0);
     }
-    let members = calls::group_members(destination, group)
+    let members = calls::group_members(destination, mirror_group)
         .await
         .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     if members > 0 {
         return Err(format!(
-            "CONSUMER_GROUP_IN_USE_ERROR: group {group:?} has {members} members on the destination; its offsets there are its own now"
+            "CONSUMER_GROUP_IN_USE_ERROR: group {mirror_group:?} has {members} members on the destination; its offsets there are its own now"
         ));
     }
-    let ours = calls::committed(destination, group)
+    let ours = calls::committed(destination, mirror_group)
         .await
         .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     let ids: Vec<PartitionId> = theirs.keys().cloned().collect();
@@ -172,7 +175,7 @@ async fn carry(
         return Ok(0);
     }
     let count = changed.len() as u64;
-    calls::commit(destination, group, &changed)
+    calls::commit(destination, mirror_group, &changed)
         .await
         .map_err(|e| format!("destination: {}", refusal::text(&e)))?;
     debug!(group, count, "group offsets carried over");

@@ -64,7 +64,7 @@ impl LinkHandle {
             rate_limit: inner.rate.get(),
             throttled_seconds: inner.rate.waited().as_secs_f64(),
             mirrors,
-            groups: inner.groups().clone(),
+            groups: self.described_groups(),
             members: inner.share.members(),
             acl_sync: inner.live().acl_sync.as_ref().map(|_| inner.acls().clone()),
         }
@@ -199,6 +199,17 @@ impl LinkHandle {
             .collect())
     }
 
+    fn described_groups(&self) -> Vec<GroupDescription> {
+        let live = self.inner.live();
+        let mut groups = self.inner.groups().clone();
+        if live.prefix_groups {
+            for group in &mut groups {
+                group.mirror_group = Some(live.mirror_group(&group.group));
+            }
+        }
+        groups
+    }
+
     /// Names the agents that mirror what this one does not.
     fn with_members(&self, mut mirror: MirrorDescription) -> MirrorDescription {
         if self.inner.share.is_shared() {
@@ -327,7 +338,7 @@ impl LinkHandle {
         }
         let (source, destination) = self.both_clusters()?;
         groups::sync(&self.inner, source, destination).await;
-        Ok(self.inner.groups().clone())
+        Ok(self.described_groups())
     }
 
     /// Sets the most bytes of record data per second that the link reads from its source (`None`: no limit), from now until it is set again or the

@@ -30,6 +30,7 @@ mod link;
 mod live;
 mod membership;
 mod metrics;
+mod names;
 mod numbering;
 mod options;
 mod oversize;
@@ -70,6 +71,7 @@ pub use lifecycle::{
 };
 pub use link::Link;
 pub use membership::{MemberDescription, SharingOptions};
+pub use names::mirror_name;
 pub use options::{
     BackoffOptions, FetchOptions, LinkName, LinkOptions, MAX_IN_FLIGHT, MAX_NAME_LEN,
     MIN_GROUP_SYNC_INTERVAL, ProduceOptions,
@@ -79,6 +81,7 @@ pub use restore::{
     LostTail, MirrorRestore, PartitionTruncation, RestoreExport, RestoreMode, RestoreOptions,
     RestorePhase, RestoreState, TopicShape,
 };
+pub use standfast_wire::TopicPrefix;
 pub use start::MirrorStart;
 pub use transitions::Transition;
 pub use verify::{

@@ -6,10 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use standfast_wire::TopicPrefix;
 use tokio::sync::watch;
 
+use crate::Error;
 use crate::description::{MirrorStatus, PartitionLag, PartitionState};
-use crate::filters::{self, Filter};
+use crate::filters::Filter;
+use crate::names;
 use crate::restore::{RestorePhase, RestoreState};
 use crate::status::now_ms;
 
@@ -72,8 +75,11 @@ fn is_zero(value: &u64) -> bool {
 pub struct RunningState {
     /// The link as a whole is paused.
     pub paused: bool,
-    /// Topics that were paused, stopped, created by a command, or found by a filter. Others are active.
+    /// Topics that were paused, stopped, created by a command, or found by a filter, by their mirrors' names. Others are active.
     pub topics: BTreeMap<String, TopicState>,
+    /// What stands in front of the names of the mirrors.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
     /// See [`TopicState::changed`], for `paused`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub paused_changed: u64,
@@ -107,6 +113,20 @@ impl Lifecycle {
     /// Follows the changes.
     pub fn subscribe(&self) -> watch::Receiver<RunningState> {
         self.0.subscribe()
+    }
+
+    /// Remembers the link's prefix.
+    ///
+    /// # Errors
+    /// The link had another one before.
+    pub(crate) fn keep_prefix(&self, prefix: &TopicPrefix) -> Result<(), Error> {
+        names::check_same_prefix(&self.0.borrow(), prefix)?;
+        self.change(|state| {
+            let changed = state.prefix != prefix.as_str();
+            state.prefix = prefix.to_string();
+            changed
+        });
+        Ok(())
     }
 
     /// What a topic should do, apart from a pause of the whole link.
@@ -285,15 +305,22 @@ impl Lifecycle {
 }
 
 impl RunningState {
-    /// All mirror topics of a link: the named ones, then those that filters found or commands created.
-    pub fn mirrors(&self, named: &[String], filters: &[Filter]) -> Vec<String> {
-        let known: HashSet<&str> = named.iter().map(String::as_str).collect();
+    /// The names of all mirrors of a link: of the topics that are named, then of those that filters found or commands created.
+    pub fn mirrors(
+        &self,
+        prefix: &TopicPrefix,
+        named: &[String],
+        filters: &[Filter],
+    ) -> Vec<String> {
+        let mut mirrors: Vec<String> = named.iter().map(|n| prefix.add(n).to_string()).collect();
+        let known: HashSet<&str> = mirrors.iter().map(String::as_str).collect();
         let further = self.topics.iter().filter(|(name, topic)| {
             !known.contains(name.as_str())
-                && (topic.created || filters::admits_topic(filters, name))
+                && (topic.created || names::admits(prefix, filters, name))
         });
-        let names = named.iter().chain(further.map(|(name, _)| name));
-        names.cloned().collect()
+        let further: Vec<String> = further.map(|(name, _)| name.clone()).collect();
+        mirrors.extend(further);
+        mirrors
     }
 
     /// The operation for which all mirrors are to rest, if one is.

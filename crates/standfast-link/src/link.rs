@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::acls::{AclRun, AclSyncDescription};
 use crate::description::{GroupDescription, LinkState, MirrorDescription, PartitionState};
@@ -68,6 +69,8 @@ pub(crate) struct Inner {
     acls: Mutex<AclSyncDescription>,
     trouble: Mutex<Trouble>,
     pub(crate) restores: Restores,
+    /// Topics of the source that are the mirrors of a link with a prefix, which wide filters leave out.
+    pub(crate) left_out: Mutex<HashSet<Uuid>>,
 }
 
 /// Why the link is not ACTIVE.
@@ -81,13 +84,20 @@ struct Trouble {
 
 impl Link {
     /// Checks the options. Nothing is connected before [`Link::run`].
-    pub fn new(options: LinkOptions) -> Result<(Link, LinkHandle), Error> {
+    pub fn new(mut options: LinkOptions) -> Result<(Link, LinkHandle), Error> {
         options.check()?;
-        let names = options
-            .lifecycle
-            .state()
-            .mirrors(&options.topics, &options.topic_filters);
-        let topics = names.iter().map(|name| Topic::new(name)).collect();
+        options.lifecycle.keep_prefix(&options.prefix)?;
+        // From here on every part of the engine, and whoever connects with these options, sees the source's topics under their mirrors' names.
+        options.source.topic_prefix = options.prefix.clone();
+        let names = options.lifecycle.state().mirrors(
+            &options.prefix,
+            &options.topics,
+            &options.topic_filters,
+        );
+        let topics = names
+            .iter()
+            .map(|n| Topic::new(n, &options.prefix))
+            .collect();
         let groups = options
             .groups
             .iter()
@@ -113,6 +123,7 @@ impl Link {
             acls: Mutex::default(),
             trouble: Mutex::default(),
             restores: Restores::default(),
+            left_out: Mutex::default(),
         });
         Ok((
             Link {

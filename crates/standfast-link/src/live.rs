@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use standfast_wire::TopicPrefix;
+
 use crate::Error;
 use crate::acls::AclSyncOptions;
 use crate::description::GroupDescription;
@@ -19,6 +21,9 @@ use crate::topics::Topic;
 pub(crate) struct Live {
     pub(crate) topics: Vec<String>,
     pub(crate) topic_filters: Vec<Filter>,
+    /// Fixed, and here because names are made with it.
+    pub(crate) prefix: TopicPrefix,
+    pub(crate) prefix_groups: bool,
     pub(crate) groups: Vec<String>,
     pub(crate) group_filters: Vec<Filter>,
     pub(crate) config_exclude: Vec<String>,
@@ -35,6 +40,8 @@ impl Live {
         Self {
             topics: options.topics.clone(),
             topic_filters: options.topic_filters.clone(),
+            prefix: options.prefix.clone(),
+            prefix_groups: options.prefix_groups,
             groups: options.groups.clone(),
             group_filters: options.group_filters.clone(),
             config_exclude: options.config_exclude.clone(),
@@ -49,8 +56,9 @@ impl Live {
 }
 
 impl Live {
-    /// Where the mirror of a topic begins.
+    /// Where a mirror begins.
     pub(crate) fn start_of(&self, topic: &str) -> MirrorStart {
+        let topic = self.prefix.own_name(topic);
         self.topic_starts.get(topic).copied().unwrap_or(self.start)
     }
 }
@@ -80,7 +88,7 @@ impl LinkHandle {
         options.check()?;
         let inner = &self.inner;
         let state = inner.options.lifecycle.state();
-        let mirrors = state.mirrors(&options.topics, &options.topic_filters);
+        let mirrors = state.mirrors(&options.prefix, &options.topics, &options.topic_filters);
         let mirrors: HashSet<&str> = mirrors.iter().map(String::as_str).collect();
         let mut topics = inner.topics();
         let known: HashSet<Arc<str>> = topics.iter().map(Topic::name).collect();
@@ -92,9 +100,9 @@ impl LinkHandle {
             return Ok(true);
         }
         // In the order of the options; those that were there before keep their place.
-        for name in &options.topics {
-            if !known.contains(name.as_str()) {
-                topics.push(Topic::new(name));
+        for name in options.topics.iter().map(|t| options.prefix.add(t)) {
+            if !known.contains(&name) {
+                topics.push(Topic::new(&name, &options.prefix));
             }
         }
         inner.live.send_replace(Arc::new(Live::of(options)));
@@ -137,6 +145,8 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         topic_starts: _,
         acl_sync: _,
         lifecycle: _,
+        prefix,
+        prefix_groups,
         sharing,
         memory_bytes,
         shards,
@@ -151,6 +161,8 @@ fn needs_restart(running: &LinkOptions, new: &LinkOptions) -> bool {
         backoff,
     } = running;
     *name != new.name
+        || *prefix != new.prefix
+        || *prefix_groups != new.prefix_groups
         || !SharingOptions::are_same(sharing.as_ref(), new.sharing.as_ref())
         || *memory_bytes != new.memory_bytes
         || *shards != new.shards

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use standfast_wire::ClusterOptions;
+use standfast_wire::{ClusterOptions, TopicPrefix};
 
 use crate::acls::{self, AclSyncOptions};
-use crate::filters::{self, Filter};
+use crate::filters::Filter;
+use crate::names;
 use crate::start::MirrorStart;
 use crate::{Error, Lifecycle, SharingOptions, configs, rate};
 
@@ -144,6 +145,10 @@ pub struct LinkOptions {
     pub topics: Vec<String>,
     /// Further topics of the source that are mirrored as soon as they exist (looked for at each `metadata_refresh`).
     pub topic_filters: Vec<Filter>,
+    /// Stands in front of the names of all mirrors; all other settings name topics as the source does. The same for as long as the link exists.
+    pub prefix: TopicPrefix,
+    /// Consumer groups get the prefix too, instead of going by the same name on both sides.
+    pub prefix_groups: bool,
     /// Consumer groups whose committed offsets are carried over.
     pub groups: Vec<String>,
     /// Further groups of the source, looked for at each `group_sync_interval`.
@@ -200,6 +205,8 @@ impl LinkOptions {
             destination,
             topics,
             topic_filters: Vec::new(),
+            prefix: TopicPrefix::default(),
+            prefix_groups: false,
             groups: Vec::new(),
             group_filters: Vec::new(),
             config_exclude: Vec::new(),
@@ -257,15 +264,12 @@ impl LinkOptions {
                 );
             }
         }
-        if let Some(topic) = self
-            .topics
-            .iter()
-            .find(|t| t.is_empty() || t.len() > 249 || filters::is_internal(t))
-        {
-            return invalid(
-                "topics",
-                &format!("{topic:?} is not a topic that can be mirrored"),
-            );
+        let mut unfit = self.topics.iter();
+        if let Some(why) = unfit.find_map(|t| names::mirror_name(&self.prefix, t).err()) {
+            return invalid("topics", &why);
+        }
+        if self.prefix_groups && self.prefix.is_empty() {
+            return invalid("prefix_groups", "there is no prefix that groups could get");
         }
         if self
             .topics

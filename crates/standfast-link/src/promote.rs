@@ -16,7 +16,7 @@ use crate::handle::LinkHandle;
 use crate::lifecycle::{MirrorChange, TransitionErrorCode, Wanted};
 use crate::link::Inner;
 use crate::partition::PartitionId;
-use crate::topics::Topic;
+use crate::topics::{self, Topic};
 use crate::transitions::{Refusal, Transition};
 
 /// Between two looks at the source's log ends.
@@ -161,13 +161,13 @@ impl LinkHandle {
         let (source, _) = self.clusters()?;
         let names: Vec<&str> = open.iter().map(|t| &**t).collect();
         let unavailable = |text: String| {
-            let text = format!("the source did not answer: {text}; without it use failover");
+            let text = format!("{text}; without it use failover");
             (TransitionErrorCode::SourceUnavailable, text)
         };
         let metadata = source
             .topics(&names)
             .await
-            .map_err(|e| unavailable(e.to_string()))?;
+            .map_err(|e| unavailable(format!("the source did not answer: {e}")))?;
         let positions: Vec<(PartitionId, Option<i64>)> = {
             let topics = self.inner.topics();
             let wanted = topics.iter().filter(|t| open.contains(&t.name()));
@@ -179,7 +179,14 @@ impl LinkHandle {
         for topic in open {
             let there = metadata.topics.get(topic).map_or(0, |t| t.partitions.len());
             let here = ids.iter().filter(|id| id.topic == *topic).count();
-            if there == 0 || there != here {
+            if there == 0 {
+                level.remove(topic);
+                let (_, why) = topics::why_missing(&self.inner, &metadata, topic);
+                let reason = unavailable(format!(
+                    "{why}, so nobody can say whether the mirror holds all of it"
+                ));
+                reasons.insert(Arc::clone(topic), reason);
+            } else if there != here {
                 level.remove(topic);
                 let text = format!(
                     "the source has {there} partitions, {here} are mirrored so far; the mirror goes on"
@@ -191,8 +198,8 @@ impl LinkHandle {
             let reason = match (ends.get(&id), position) {
                 (Some(Ok(end)), Some(position)) if position >= *end => continue,
                 (Some(Ok(end)), position) => lag(&id, *end, position),
-                (Some(Err(text)), _) => unavailable(text.clone()),
-                (None, _) => unavailable(format!("{id}: no log end")),
+                (Some(Err(text)), _) => unavailable(format!("the source did not answer: {text}")),
+                (None, _) => unavailable(format!("the source named no log end of {id}")),
             };
             if level.remove(&id.topic) || !reasons.contains_key(&id.topic) {
                 reasons.insert(Arc::clone(&id.topic), reason);

@@ -138,6 +138,8 @@ pub(crate) type WriterKey = (BrokerId, usize);
 
 pub(crate) struct Slot {
     pub(crate) partition: Partition,
+    /// The topic as the source calls it.
+    pub(crate) source_topic: Arc<str>,
     pub(crate) source_topic_id: Uuid,
     pub(crate) fetcher: Option<BrokerId>,
     pub(crate) writer: Option<(WriterKey, Rc<WriterQueue>)>,
@@ -287,10 +289,16 @@ fn add(shard: &Shared, new: NewPartition) {
         let mut borrowed = shard.borrow_mut();
         let index = borrowed.slots.len();
         let stopping = borrowed.stopping.child_token();
+        let prefix = &borrowed.context.options.prefix;
+        let source_topic = match prefix.is_empty() {
+            true => Arc::clone(&new.id.topic),
+            false => prefix.own_name(&new.id.topic).into(),
+        };
         borrowed
             .by_topic_id
             .insert((new.source_topic_id, new.id.partition), index);
         borrowed.slots.push(Slot {
+            source_topic,
             partition: Partition::new(new.id, new.status),
             source_topic_id: new.source_topic_id,
             fetcher: None,

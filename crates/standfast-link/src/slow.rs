@@ -3,6 +3,7 @@
 //! It runs on the control plane, with connections of its own. Whatever is written here follows from the source's log alone and carries the link's producer id, epoch 0 and
 //! sequence = offset (transactions apart, see [`crate::transactions`]), so two engines of a link still write one log. Every acknowledgement must name the source's offset.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use tracing::debug;
 use crate::classify::{self, Hole, Kind};
 use crate::description::{MirrorTopicError, PartitionState};
 use crate::partition::{Doubt, Failure, Verdict};
-use crate::startup::{Refusal, Request, Started, destination, source};
+use crate::startup::{Refusal, Request, Started, destination, own_name, source};
 use crate::status::now_ms;
 use crate::transactions::Writers;
 use crate::writer::consequence;
@@ -476,6 +477,8 @@ struct Source {
     writer: FrameWriter,
     version: i16,
     correlation_id: i32,
+    /// Its name there.
+    topic: Arc<str>,
 }
 
 struct Fetched {
@@ -500,6 +503,7 @@ impl Source {
             writer,
             version,
             correlation_id: 0,
+            topic: own_name(request).into(),
         })
     }
 
@@ -518,7 +522,7 @@ impl Source {
                 // Up to the last stable offset: the outcome of every transaction is then known.
                 isolation: Isolation::ReadCommitted,
                 topics: vec![FetchTopic {
-                    name: request.id.topic.clone(),
+                    name: self.topic.clone(),
                     topic_id: request.source_topic_id,
                     partitions: vec![FetchPosition {
                         partition: request.id.partition,

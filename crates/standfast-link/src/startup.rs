@@ -243,6 +243,11 @@ fn diverged(text: String) -> Failure {
     )
 }
 
+/// The topic's name on the source.
+pub(crate) fn own_name(request: &Request) -> &str {
+    request.context.options.prefix.own_name(&request.id.topic)
+}
+
 async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
     let id = &request.id;
     let found = calls::topic_id(&request.context.source, &id.topic)
@@ -250,8 +255,10 @@ async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
         .map_err(source)?;
     match found {
         None => {
-            let mut doubt =
-                Doubt::source(format!("the source does not know topic {:?}", &*id.topic));
+            let mut doubt = Doubt::source(format!(
+                "the source does not know topic {:?}",
+                own_name(request)
+            ));
             doubt.error = MirrorTopicError::SourceTopicMayBeDeleted;
             return Err(Refusal::Later(doubt));
         }
@@ -261,7 +268,7 @@ async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
             let code = metadata.topics.get(&*id.topic).and_then(|t| t.error);
             let mut doubt = Doubt::source(format!(
                 "the source does not tell the id of topic {:?} ({code:?})",
-                &*id.topic
+                own_name(request)
             ));
             if code.is_some_and(refusal::is_authorization) {
                 doubt.error = MirrorTopicError::AuthorizationError;
@@ -272,7 +279,8 @@ async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
         Some(found) if found != request.source_topic_id => {
             let text = format!(
                 "topic {:?} was deleted and created again on the source (topic id {} became {found}); its records are not those of this mirror",
-                &*id.topic, request.source_topic_id
+                own_name(request),
+                request.source_topic_id
             );
             return Err(Failure::new(MirrorTopicError::SourceTopicIdChanged, text).into());
         }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use standfast_wire::{Error as WireError, TopicMetadata};
+use standfast_wire::{Error as WireError, TopicMetadata, TopicPrefix};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -17,7 +17,7 @@ use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
 use crate::status::{PartitionStatus, now_ms};
-use crate::{calls, configs, refusal, start};
+use crate::{calls, configs, names, refusal, start};
 
 /// How long what is in flight may take to be answered when a mirror is found running that should rest.
 const REST_DRAIN: Duration = Duration::from_secs(5);
@@ -26,6 +26,7 @@ const REST_DRAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Topic {
     name: Arc<str>,
+    source_name: Arc<str>,
     source_topic_id: Option<Uuid>,
     partitions: Vec<Arc<PartitionStatus>>,
     trouble: Option<(MirrorTopicError, String)>,
@@ -41,9 +42,10 @@ pub(crate) struct Topic {
 }
 
 impl Topic {
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str, prefix: &TopicPrefix) -> Self {
         Self {
             name: name.into(),
+            source_name: prefix.own_name(name).into(),
             source_topic_id: None,
             partitions: Vec::new(),
             trouble: None,
@@ -196,7 +198,7 @@ impl Topic {
         MirrorDescription {
             link_name: link.to_owned(),
             mirror_topic_name: self.name.to_string(),
-            source_topic_name: self.name.to_string(),
+            source_topic_name: self.source_name.to_string(),
             num_partitions: i32::try_from(self.partitions.len()).unwrap_or(i32::MAX),
             mirror_status: self.status(wanted, link_paused),
             mirror_topic_error: self
@@ -303,7 +305,7 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
         }
         let Some(original) = found(&source, name) else {
             settled &= rest.is_some();
-            let (error, text) = why_missing(&source, name);
+            let (error, text) = why_missing(inner, &source, name);
             with_topic(inner, name, |t| {
                 if !t.failed {
                     t.set_trouble(error, text, false);
@@ -365,17 +367,22 @@ fn found(metadata: &standfast_wire::Metadata, name: &str) -> Option<TopicMetadat
 }
 
 /// Why the source's answer does not describe the topic.
-fn why_missing(source: &standfast_wire::Metadata, name: &str) -> (MirrorTopicError, String) {
+pub(crate) fn why_missing(
+    inner: &Inner,
+    source: &standfast_wire::Metadata,
+    name: &str,
+) -> (MirrorTopicError, String) {
+    let own = inner.options.prefix.own_name(name);
     match source.topics.get(name).and_then(|topic| topic.error) {
         Some(code) if refusal::is_authorization(code) => (
             MirrorTopicError::AuthorizationError,
             format!(
-                "AUTHORIZATION_ERROR: source: {code:?} for topic {name:?}: the link's user needs DESCRIBE and READ"
+                "AUTHORIZATION_ERROR: source: {code:?} for topic {own:?}: the link's user needs DESCRIBE and READ"
             ),
         ),
         _ => (
             MirrorTopicError::SourceTopicMayBeDeleted,
-            format!("the source does not know topic {name:?}"),
+            format!("the source does not know topic {own:?}"),
         ),
     }
 }
@@ -412,8 +419,9 @@ async fn recreated(inner: &Inner, name: &str, found: Uuid) -> bool {
     if before == found {
         return false;
     }
+    let own = inner.options.prefix.own_name(name);
     let text = format!(
-        "topic {name:?} was deleted and created again on the source (topic id {before} became {found}); its records are not those of this mirror"
+        "topic {own:?} was deleted and created again on the source (topic id {before} became {found}); its records are not those of this mirror"
     );
     fail_partitions(inner, name, MirrorTopicError::SourceTopicIdChanged, &text).await;
     with_topic(inner, name, |t| {
@@ -456,6 +464,9 @@ async fn ensure(
 ) -> Result<(), Refused> {
     let wanted = i32::try_from(original.partitions.len()).unwrap_or(i32::MAX);
     let Some(mirror) = mirror else {
+        if let Some(why) = names::not_a_mirror(&inner.options.prefix, name) {
+            return Err(Refused::Fail(MirrorTopicError::DestinationRefused, why));
+        }
         has_duties(inner, name)?;
         let original_configs = calls::topic_configs(&context.source, name).await?;
         let factor = replication_factor(inner, original, brokers);
@@ -464,7 +475,12 @@ async fn ensure(
             name,
             wanted,
             factor,
-            configs::at_creation(&original_configs, &inner.live().config_exclude, factor),
+            configs::at_creation(
+                &original_configs,
+                &inner.live().config_exclude,
+                factor,
+                &inner.options.prefix,
+            ),
         )
         .await?;
         info!(

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use standfast_wire::TopicPrefix;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -12,6 +13,7 @@ use crate::description::{MirrorStatus, PartitionState};
 use crate::filters;
 use crate::handle::{LOG_ENDS_MAX, LinkHandle, UNANSWERED_SETTLES};
 use crate::lifecycle::{Lifecycle, MirrorChange, TransitionErrorCode, Wanted};
+use crate::names;
 use crate::partition::PartitionId;
 use crate::rest::RestOrder;
 use crate::restore::RestorePhase;
@@ -24,9 +26,6 @@ const PAUSE_DRAIN: Duration = Duration::from_secs(5);
 
 /// How often a mirror that is to start is looked at.
 const START_POLL: Duration = Duration::from_millis(20);
-
-/// Longest topic name that Kafka takes.
-const TOPIC_NAME_MAX: usize = 249;
 
 /// What mirrors can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,8 +139,9 @@ impl LinkHandle {
         let (go, mut refused) = self.sort_out(topics, Transition::Create);
         let options = self.inner.live();
         let unlisted = go.iter().map(|t| &**t).filter(|t| {
-            !options.topics.iter().any(|n| n == t)
-                && !filters::admits_topic(&options.topic_filters, t)
+            let own = options.prefix.own_name(t);
+            !options.topics.iter().any(|n| n == own)
+                && !filters::admits_topic(&options.topic_filters, own)
         });
         self.lifecycle().note(unlisted, true);
         self.lifecycle()
@@ -155,7 +155,7 @@ impl LinkHandle {
             known.extend(
                 go.iter()
                     .filter(|t| !names.contains(*t))
-                    .map(|t| Topic::new(t)),
+                    .map(|t| Topic::new(t, &options.prefix)),
             );
         }
         self.inner.look_again.notify_one();
@@ -213,6 +213,7 @@ impl LinkHandle {
     ) -> (HashSet<Arc<str>>, HashMap<Arc<str>, Refusal>) {
         let (mut go, mut refused) = (HashSet::new(), HashMap::new());
         let state = self.lifecycle().state();
+        let prefix = &self.inner.options.prefix;
         let known = self.inner.topics();
         let known: HashMap<Arc<str>, &Topic> = known.iter().map(|t| (t.name(), t)).collect();
         for name in topics {
@@ -228,7 +229,8 @@ impl LinkHandle {
                     "the mirror is being restored; wait for its end".to_owned(),
                 ))
             } else {
-                refusal(name, topic, state.wanted(name), state.paused, transition)
+                let paused = state.paused;
+                refusal(prefix, name, topic, state.wanted(name), paused, transition)
             };
             match refusal {
                 None => drop(go.insert(Arc::from(*name))),
@@ -400,7 +402,7 @@ impl LinkHandle {
                 MirrorChange {
                     link_name: link.link_name.clone(),
                     mirror_topic_name: (*name).to_owned(),
-                    source_topic_name: (*name).to_owned(),
+                    source_topic_name: self.inner.options.prefix.own_name(name).to_owned(),
                     mirror_status: mirror.mirror_status,
                     error_code: refusal.as_ref().map(|(code, _)| *code),
                     error_message: refusal.map(|(_, text)| text),
@@ -413,6 +415,7 @@ impl LinkHandle {
 }
 
 fn refusal(
+    prefix: &TopicPrefix,
     name: &str,
     topic: Option<&Topic>,
     wanted: Wanted,
@@ -423,11 +426,9 @@ fn refusal(
     let refuse = |code, text: &str| Some((code, text.to_owned()));
     let Some(topic) = topic else {
         return match transition {
-            Transition::Create if !can_be_mirrored(name) => refuse(
-                Code::InvalidTopic,
-                "not a name that can be mirrored: internal topics (`__…`, `standfast.…`) never are",
-            ),
-            Transition::Create => None,
+            Transition::Create => {
+                names::not_a_mirror(prefix, name).map(|text| (Code::InvalidTopic, text))
+            }
             _ => refuse(
                 Code::UnknownMirror,
                 "the link does not mirror this topic; `standfast mirror list` shows those that it does",
@@ -456,15 +457,6 @@ fn refusal(
         ),
         _ => None,
     }
-}
-
-fn can_be_mirrored(name: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !name.is_empty()
-        && name.len() <= TOPIC_NAME_MAX
-        && !matches!(name, "." | "..")
-        && name.chars().all(legal)
-        && !filters::is_internal(name)
 }
 
 fn not_drained(topics: &HashSet<Arc<str>>) -> impl Iterator<Item = (Arc<str>, Refusal)> {

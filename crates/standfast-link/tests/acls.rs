@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use secure::*;
-use standfast_link::{AclFilter, AclSyncOptions, LinkOptions, Wanted};
+use standfast_link::{AclFilter, AclSyncOptions, LinkOptions, TopicPrefix, Wanted};
 use standfast_servers::KafkaCluster;
 use standfast_wire::Cluster;
 use standfast_wire::admin::{AclBinding, AclOperation as Op, AclPattern, AclResource};
@@ -184,5 +184,59 @@ async fn a_producer_is_refused_on_a_mirror_until_it_is_stopped() {
         })
         .await;
     }
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acls_name_the_mirrors_of_a_link_with_a_prefix() {
+    let World {
+        source,
+        destination,
+        ..
+    } = world();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    source.create_topic("renamed", 1, &[]).expect("created");
+    append_some(&from, "renamed", 0, 3).await;
+    let second = |operation, resource, pattern, name| {
+        AclBinding::allow("User:second", operation, resource, pattern, name)
+    };
+    use AclPattern::{Literal, Prefixed};
+    let theirs = [
+        second(Op::Write, AclResource::Topic, Literal, "renamed"),
+        second(Op::Read, AclResource::Topic, Literal, "*"),
+        second(Op::Read, AclResource::Group, Prefixed, "bill"),
+    ];
+    grant(&from, &theirs).await;
+    // One that the filter owns, and one of the same principal that is about no mirror of this link.
+    let stray = second(Op::Describe, AclResource::Topic, Literal, "eu.stray");
+    let own = second(Op::Describe, AclResource::Topic, Literal, "own");
+    grant(&to, &[stray.clone(), own.clone()]).await;
+    let mut options = link("renaming", &["renamed"]);
+    options.prefix = TopicPrefix::new("eu.").expect("a prefix");
+    options.prefix_groups = true;
+    options.acl_sync = Some(AclSyncOptions {
+        interval: Duration::from_secs(1),
+        filters: vec![AclFilter {
+            principal: Some("User:second".to_owned()),
+            owns: true,
+            ..AclFilter::default()
+        }],
+    });
+    let running = Running::start(options);
+    let read = second(Op::Read, AclResource::Topic, Prefixed, "eu.");
+    let group = second(Op::Read, AclResource::Group, Prefixed, "eu.bill");
+    for acl in [&read, &group] {
+        wait_for("carried over", || async { holds(&to, acl).await }).await;
+    }
+    wait_for("owned", || async { !holds(&to, &stray).await }).await;
+    assert!(holds(&to, &own).await);
+    let write = second(Op::Write, AclResource::Topic, Literal, "eu.renamed");
+    assert!(!holds(&to, &write).await, "withheld");
+    for acl in &theirs {
+        assert!(!holds(&to, acl).await, "{acl:?}");
+    }
+    let changes = running.handle.failover(&["eu.renamed"], PATIENCE).await;
+    assert_eq!(changes[0].error_code, None, "{changes:?}");
+    wait_for("released", || async { holds(&to, &write).await }).await;
     running.end().await;
 }

@@ -18,6 +18,7 @@ use crate::metadata::{BrokerId, Metadata, TopicPartition};
 use crate::options::{ClusterOptions, HostPort};
 use crate::raw::RawConnection;
 use crate::retry::Retry;
+use crate::topic_prefix::TopicPrefix;
 
 /// Coordinators remembered; beyond that all are forgotten and asked for again.
 const COORDINATORS_MAX: usize = 4096;
@@ -82,7 +83,7 @@ impl Cluster {
             .map(Candidate::Address)
             .collect();
         let response = first_answer(candidates, &options, &bootstrap, Some(&[])).await?;
-        let metadata = Arc::new(Metadata::from_response(&response));
+        let metadata = Arc::new(Metadata::from_response(&response, &options.topic_prefix));
         let cluster_id = Arc::clone(&metadata.cluster_id);
         let options = ClusterOptions {
             expected_cluster_id: Some(cluster_id.to_string()),
@@ -115,6 +116,26 @@ impl Cluster {
     /// The options that this cluster was connected with, and the cluster id that was found.
     pub fn options(&self) -> &ClusterOptions {
         &self.shared.options
+    }
+
+    /// What stands in front of the brokers' topic names in this program.
+    pub(crate) fn prefix(&self) -> &TopicPrefix {
+        &self.shared.options.topic_prefix
+    }
+
+    /// A cluster that is seen with a prefix is one that is read: nothing may be changed there.
+    pub(crate) fn writable(&self) -> Result<(), Error> {
+        if self.prefix().is_empty() {
+            return Ok(());
+        }
+        Err(Error::Options {
+            setting: "prefix",
+            reason: format!(
+                "the cluster at {} is read with the prefix {:?} in front of its topic names; nothing can be changed there that way",
+                self.shared.bootstrap,
+                self.prefix()
+            ),
+        })
     }
 
     /// The latest metadata: all brokers, and the topics asked for so far.
@@ -158,7 +179,7 @@ impl Cluster {
     /// As [`Cluster::refresh_metadata`].
     pub async fn all_topics(&self) -> Result<Metadata, Error> {
         let response = self.ask_metadata(None).await?;
-        Ok(Metadata::from_response(&response))
+        Ok(Metadata::from_response(&response, self.prefix()))
     }
 
     /// No longer fetches metadata of `topic` with each refresh.
@@ -328,8 +349,10 @@ impl Cluster {
         topic: &str,
         partition: i32,
     ) -> Result<BrokerId, Error> {
-        let missing =
-            |code| Error::server(&self.shared.bootstrap, "Metadata", Some(topic), code, None);
+        let missing = |code| {
+            let own = self.prefix().own_name(topic);
+            Error::server(&self.shared.bootstrap, "Metadata", Some(own), code, None)
+        };
         let Some(known) = metadata.topics.get(topic) else {
             return Err(missing(ResponseError::UnknownTopicOrPartition));
         };
@@ -358,6 +381,17 @@ impl Cluster {
 
     /// Asks brokers with an open connection, then the other known ones, then the bootstrap addresses; the first answer wins.
     async fn ask_metadata(&self, topics: Option<Vec<Arc<str>>>) -> Result<MetadataResponse, Error> {
+        // A name without the prefix is no topic here, and is left out of the answer.
+        let topics = topics.map(|mut names| {
+            if !self.prefix().is_empty() {
+                names = names
+                    .iter()
+                    .filter_map(|name| self.prefix().strip(name))
+                    .map(Arc::from)
+                    .collect();
+            }
+            names
+        });
         let open: Vec<BrokerId> = self
             .open_connections()
             .into_iter()
@@ -395,7 +429,7 @@ impl Cluster {
 
     /// Takes an answer into the cache. Only one about every topic of interest (`complete`) makes the cache young again.
     fn store(&self, response: &MetadataResponse, complete: bool) -> Arc<Metadata> {
-        let mut fresh = Metadata::from_response(response);
+        let mut fresh = Metadata::from_response(response, self.prefix());
         let mut cache = self.cache();
         if !complete {
             fresh.fetched_at = cache.metadata.fetched_at;

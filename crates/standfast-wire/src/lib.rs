@@ -28,6 +28,7 @@ mod retry;
 mod sasl;
 mod tls;
 mod token;
+mod topic_prefix;
 
 pub use cluster::{Cluster, CoordinatorKind};
 pub use connection::{Connection, ConnectionState, IN_FLIGHT_MAX};
@@ -42,3 +43,4 @@ pub use options::{ClusterOptions, HostPort, Pem, SaslMechanism, SaslOptions, Tls
 pub use raw::{ApiVersionTable, RawConnection};
 pub use secrecy::ExposeSecret;
 pub use token::TokenSource;
+pub use topic_prefix::{TOPIC_PREFIX_MAX, TopicPrefix};

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::error::ResponseError;
 use crate::fetch::TopicId;
 use crate::options::HostPort;
+use crate::topic_prefix::TopicPrefix;
 
 /// A broker's id in its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,7 +82,7 @@ impl Metadata {
             .map(|(name, _)| name)
     }
 
-    pub(crate) fn from_response(response: &MetadataResponse) -> Self {
+    pub(crate) fn from_response(response: &MetadataResponse, prefix: &TopicPrefix) -> Self {
         let brokers = response.brokers.iter().filter_map(|broker| {
             let port = u16::try_from(broker.port).ok()?;
             let host = broker.host.to_string();
@@ -90,7 +91,7 @@ impl Metadata {
         let topics = response.topics.iter().filter_map(|topic| {
             let name = topic.name.as_ref()?;
             Some((
-                Arc::from(name.0.as_str()),
+                prefix.add(name.0.as_str()),
                 TopicMetadata::from_response(topic),
             ))
         });

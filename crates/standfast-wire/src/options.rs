@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::error::Error;
 use crate::login::{Login, SharedLogin};
 use crate::token::TokenSource;
+use crate::topic_prefix::TopicPrefix;
 
 /// How to reach a cluster and how long to wait for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,8 @@ pub struct ClusterOptions {
     pub sasl: Option<SaslOptions>,
     /// Takes the place of `tls` and `sasl` if given, and can be changed while the cluster is in use.
     pub login: Option<SharedLogin>,
+    /// What stands in front of all topic names of the cluster as this program sees it. With one, the cluster is for reading only.
+    pub topic_prefix: TopicPrefix,
     /// The id that the cluster must have. Without it the first one seen is kept to.
     pub expected_cluster_id: Option<String>,
     /// Bound on TCP connect, TLS handshake and authentication together.
@@ -72,6 +75,7 @@ impl Default for ClusterOptions {
             tls: None,
             sasl: None,
             login: None,
+            topic_prefix: TopicPrefix::default(),
             expected_cluster_id: None,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),

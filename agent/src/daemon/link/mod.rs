@@ -128,13 +128,13 @@ impl LinkControl {
         let section = self.section();
         self.lifecycle()
             .state()
-            .mirrors(&section.topics, &section.topic_filters)
+            .mirrors(&section.prefix, &section.topics, &section.topic_filters)
     }
 
     /// The mirror topics that a failover or switchover of the region is about: not those that were stopped one by one.
     pub(crate) fn topics_in_operation(&self) -> Vec<String> {
         let state = self.lifecycle().state();
-        let mut names = state.mirrors(&self.section().topics, &self.section().topic_filters);
+        let mut names = self.mirror_names();
         names.retain(|name| state.wanted(name) != Wanted::Stopped);
         names
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde_json::Value;
 use standfast_discovery::{ClusterEntry, ClusterName, FleetWatchHandle};
-use standfast_link::{MirrorDescription, MirrorStatus, Transition, admits_topic};
+use standfast_link::{MirrorDescription, MirrorStatus, Transition};
 use standfast_secrets::SecretsHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -238,7 +238,7 @@ impl Registry {
         let mut change = LinkChange::new(&name, LinkAction::Created, dry_run);
         change.warnings.extend(self.writes_into_the_active(&entry));
         change.configs = edit::differences(&Settings::new(), &entry.settings);
-        change.mirrors_added.clone_from(&entry.section.topics);
+        change.mirrors_added = entry.section.named_mirrors();
         if dry_run {
             return Ok((change, Some(entry)));
         }
@@ -384,9 +384,7 @@ impl Registry {
             theirs.name != section.name && theirs.destination == section.destination
         });
         for other in others {
-            let taken = |topic: &String| {
-                section.topics.contains(topic) || admits_topic(&section.topic_filters, topic)
-            };
+            let taken = |topic: &String| section.takes(topic);
             if let Some(topic) = other.topics_in_operation().into_iter().find(taken) {
                 let text = format!(
                     "link \"{}\": topics: \"{topic}\" is already written to \"{}\" by link \"{}\"; exclude it, or stop that mirror first",

@@ -37,6 +37,8 @@ pub(super) fn link_options(
     let mut options = LinkOptions::new(name, source, destination, section.topics.clone());
     options.lifecycle = lifecycle.clone();
     options.topic_filters.clone_from(&section.topic_filters);
+    options.prefix = section.prefix.clone();
+    options.prefix_groups = section.prefix_groups;
     options.groups.clone_from(&section.groups);
     options.group_filters.clone_from(&section.group_filters);
     options.config_exclude.clone_from(&section.config_exclude);

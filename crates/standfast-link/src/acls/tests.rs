@@ -16,6 +16,7 @@ struct World {
     source: Option<Vec<AclBinding>>,
     destination: BTreeSet<AclBinding>,
     created: BTreeSet<AclBinding>,
+    names: AclNames,
 }
 
 impl World {
@@ -26,12 +27,14 @@ impl World {
             source: Some(source),
             destination: BTreeSet::new(),
             created: BTreeSet::new(),
+            names: AclNames::default(),
         }
     }
 
     fn turn(&mut self) -> Plan {
         let plan = Plan::new(&Look {
             link: "we",
+            names: &self.names,
             filters: &self.filters,
             mirrors: &self.mirrors,
             source: self.source.as_deref(),

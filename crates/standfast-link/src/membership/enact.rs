@@ -72,7 +72,7 @@ pub(super) fn note(inner: &Inner, changed: &[String]) {
         if !known.contains(name.as_str())
             && state.topics.get(name).is_some_and(|topic| topic.created)
         {
-            topics.push(Topic::new(name));
+            topics.push(Topic::new(name, &inner.options.prefix));
         }
     }
     let active = |name: &str| state.wanted(name) == Wanted::Active;

@@ -32,7 +32,7 @@ pub(super) async fn run(
     let factor = mirror.partitions.values().map(|p| p.replicas.len()).max();
     let factor = i16::try_from(factor.unwrap_or(1)).unwrap_or(1);
     let shape = TopicShape {
-        configs: configs::at_creation(&survey.configs, &[], factor),
+        configs: configs::at_creation(&survey.configs, &[], factor, &link.inner.options.prefix),
         replication_factor: factor,
     };
     state.recreate = Some(shape.clone());

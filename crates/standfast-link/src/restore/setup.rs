@@ -68,7 +68,8 @@ pub(super) async fn survey(
     let (source, destination) = link.both_clusters().map_err(|e| e.to_string())?;
     let metadata = source.topics(&[topic]).await.map_err(at("source"))?;
     let original = found(&metadata, topic).ok_or_else(|| {
-        format!("the source does not know topic {topic:?}, so nothing can be compared with it")
+        let own = link.inner.options.prefix.own_name(topic);
+        format!("the source does not know topic {own:?}, so nothing can be compared with it")
     })?;
     let metadata = destination
         .topics(&[topic])

@@ -29,6 +29,14 @@ impl ConfigResource {
         }
     }
 
+    /// The same with another name for a topic.
+    fn named(&self, rename: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Topic(name) => Self::Topic(rename(name)),
+            Self::Broker(id) => Self::Broker(*id),
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Self::Topic(name) => name.clone(),
@@ -93,7 +101,12 @@ impl Cluster {
         resources: &[ConfigResource],
     ) -> Result<PerResource<Vec<ConfigEntry>>, Error> {
         let mut results = Vec::with_capacity(resources.len());
-        for (target, resources) in by_target(resources) {
+        let prefix = self.prefix();
+        let resources: Vec<ConfigResource> = resources
+            .iter()
+            .map(|r| r.named(|n| prefix.own_name(n).into()))
+            .collect();
+        for (target, resources) in by_target(&resources) {
             let described = resources.iter().map(|resource| {
                 DescribeConfigsResource::default()
                     .with_resource_type(resource.kind())
@@ -125,6 +138,7 @@ impl Cluster {
                     is_sensitive: config.is_sensitive,
                     read_only: config.read_only,
                 });
+                let resource = resource.named(|name| prefix.add(name).to_string());
                 results.push((resource, outcome.map(|()| entries.collect())));
             }
         }
@@ -139,6 +153,7 @@ impl Cluster {
         &self,
         changes: &[(ConfigResource, Vec<(String, ConfigChange)>)],
     ) -> Result<PerResource<()>, Error> {
+        self.writable()?;
         let resources: Vec<ConfigResource> = changes
             .iter()
             .map(|(resource, _)| resource.clone())

@@ -95,7 +95,7 @@ impl Cluster {
         // The two generations of the answer have the same shape in different types.
         let mut listed: Vec<(TopicPartition, i16, CommittedOffset)> = Vec::new();
         for topic in response.topics {
-            let name: Arc<str> = topic.name.0.as_str().into();
+            let name = self.prefix().add(topic.name.0.as_str());
             for found in topic.partitions {
                 let committed = committed(
                     found.committed_offset,
@@ -110,7 +110,7 @@ impl Cluster {
             }
         }
         for topic in response.groups.into_iter().flat_map(|group| group.topics) {
-            let name: Arc<str> = topic.name.0.as_str().into();
+            let name = self.prefix().add(topic.name.0.as_str());
             for found in topic.partitions {
                 let committed = committed(
                     found.committed_offset,
@@ -151,6 +151,7 @@ impl Cluster {
         group: &str,
         offsets: &[(TopicPartition, CommittedOffset)],
     ) -> Result<PerPartition<()>, Error> {
+        self.writable()?;
         let mut retry = self.retry();
         loop {
             let attempt = self.offset_commit_once(group, offsets).await;

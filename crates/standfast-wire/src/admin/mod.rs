@@ -199,8 +199,19 @@ impl Cluster {
         A: Fn(Connection, Vec<(TopicPartition, Q)>) -> F,
         F: Future<Output = Result<Answers<Q, T>, Error>>,
     {
+        let prefix = self.prefix();
         let answers = match self.connection(leader).await {
-            Ok(connection) => ask(connection, questions.clone()).await,
+            Ok(connection) if prefix.is_empty() => ask(connection, questions.clone()).await,
+            Ok(connection) => {
+                let asked = renamed(questions.clone(), |name| prefix.own_name(name).into());
+                let answered = ask(connection, asked).await;
+                answered.map(|mut answers| {
+                    for (partition, ..) in &mut answers {
+                        partition.topic = prefix.add(&partition.topic);
+                    }
+                    answers
+                })
+            }
             Err(error) => Err(error),
         };
         answers.unwrap_or_else(|error| {
@@ -209,6 +220,17 @@ impl Cluster {
                 .collect()
         })
     }
+}
+
+/// The same questions about topics that have other names on the wire.
+fn renamed<Q>(
+    mut questions: Vec<(TopicPartition, Q)>,
+    rename: impl Fn(&str) -> Arc<str>,
+) -> Vec<(TopicPartition, Q)> {
+    for (partition, _) in &mut questions {
+        partition.topic = rename(&partition.topic);
+    }
+    questions
 }
 
 /// Puts partitions of the same topic together, as requests want them.

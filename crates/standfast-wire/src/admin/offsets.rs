@@ -177,6 +177,12 @@ impl Cluster {
 
     /// Deletes the records below an offset of each partition (-1: up to the high watermark). Gives the new log start offsets.
     pub async fn delete_records(&self, partitions: &[(TopicPartition, i64)]) -> PerPartition<i64> {
+        if let Err(refused) = self.writable() {
+            let each = partitions.iter();
+            return each
+                .map(|(id, _)| (id.clone(), Err(refused.clone())))
+                .collect();
+        }
         let timeout = self.options().request_timeout;
         self.per_leader(
             partitions.to_vec(),
@@ -273,7 +279,9 @@ impl Cluster {
         partition: i32,
         look: Look,
     ) -> Result<FetchedBatches, Error> {
-        let subject: Arc<str> = TopicPartition::new(topic, partition).to_string().into();
+        let own_name: Arc<str> = self.prefix().own_name(topic).into();
+        let subject = TopicPartition::new(Arc::clone(&own_name), partition);
+        let subject: Arc<str> = subject.to_string().into();
         let topic_id = self
             .metadata()
             .topics
@@ -285,7 +293,7 @@ impl Cluster {
             max_bytes: look.max_bytes,
             isolation: look.isolation,
             topics: vec![FetchTopic {
-                name: topic.into(),
+                name: own_name,
                 topic_id,
                 partitions: vec![FetchPosition {
                     partition,

@@ -40,6 +40,7 @@ impl Cluster {
         topics: &[NewTopic],
         validate_only: bool,
     ) -> Result<PerTopic<TopicId>, Error> {
+        self.writable()?;
         let creatable = topics.iter().map(|topic| {
             let configs = topic.configs.iter().map(|(name, value)| {
                 CreatableTopicConfig::default()
@@ -88,6 +89,7 @@ impl Cluster {
     /// # Errors
     /// The request as a whole failed; what is wrong with one topic is in its result.
     pub async fn delete_topics(&self, names: &[&str]) -> Result<PerTopic<()>, Error> {
+        self.writable()?;
         let connection = self.some_connection().await?;
         let request = DeleteTopicsRequest::default()
             .with_timeout_ms(milliseconds(self.options().request_timeout));
@@ -119,6 +121,7 @@ impl Cluster {
     /// # Errors
     /// The request as a whole failed; what is wrong with one topic is in its result (INVALID_PARTITIONS if it has as many).
     pub async fn create_partitions(&self, totals: &[(&str, i32)]) -> Result<PerTopic<()>, Error> {
+        self.writable()?;
         let topics = totals.iter().map(|(name, total)| {
             CreatePartitionsTopic::default()
                 .with_name(topic_name(name))

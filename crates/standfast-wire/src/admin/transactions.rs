@@ -245,7 +245,7 @@ impl Cluster {
             .find(|state| state.error_code == 0);
         Ok(found.map(|state| {
             let partitions = state.topics.iter().flat_map(|topic| {
-                let name: Arc<str> = topic.topic.0.as_str().into();
+                let name = self.prefix().add(topic.topic.0.as_str());
                 let each = topic.partitions.iter();
                 each.map(move |partition| TopicPartition::new(Arc::clone(&name), *partition))
             });
@@ -349,6 +349,7 @@ impl Cluster {
         identity: ProducerIdentity,
         partitions: &[TopicPartition],
     ) -> Result<(), Error> {
+        self.writable()?;
         let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
         for partition in partitions {
             topics

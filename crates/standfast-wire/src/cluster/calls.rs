@@ -21,7 +21,7 @@ impl Cluster {
         request: R,
         error_of: impl Fn(&R::Response) -> Option<ResponseError>,
     ) -> Result<R::Response, Error> {
-        let subject = TopicPartition::new(topic, partition).to_string();
+        let subject = TopicPartition::new(self.prefix().own_name(topic), partition).to_string();
         let mut retry = self.retry();
         loop {
             let attempt = match self.leader(topic, partition).await {
