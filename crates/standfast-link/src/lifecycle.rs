@@ -2,7 +2,7 @@
 //!
 //! The engine reads it, the handle changes it, and whoever runs the link keeps it over restarts (the agent: in a file).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -152,6 +152,13 @@ impl Lifecycle {
     /// How far the restore of a topic has come; `None`: it is not being restored.
     pub fn restore_phase(&self, topic: &str) -> Option<RestorePhase> {
         self.0.borrow().restore_phase(topic)
+    }
+
+    /// The topics whose restore has not come to its end.
+    pub(crate) fn restoring(&self) -> BTreeSet<String> {
+        let state = self.0.borrow();
+        let topics = state.topics.iter().filter(|(_, t)| t.restore.is_some());
+        topics.map(|(name, _)| name.clone()).collect()
     }
 
     /// Says that topics are being restored, and how far that is. They mirror afterwards, whatever they did before.

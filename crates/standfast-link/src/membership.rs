@@ -274,12 +274,9 @@ impl Share {
             return Ok(());
         };
         let mut changes = shared.view.subscribe();
-        {
-            let view = changes.borrow();
-            // Whoever joins from now on gets an assignment only after this member has joined again, with what it was told.
-            if view.settled && view.members.len() == 1 && self.lease.is_valid() {
-                return Ok(());
-            }
+        // Whoever joins from now on gets an assignment only after this member has joined again, with what it was told.
+        if self.is_alone() {
+            return Ok(());
         }
         let _waiting = Waiting::new(shared);
         let ask = shared.asks.fetch_add(1, Ordering::AcqRel) + 1;
@@ -302,6 +299,49 @@ impl Share {
                 "no confirmation within {deadline:?} from {}",
                 view.unconfirmed().join(", ")
             )
+        })
+    }
+
+    /// Whether nobody else can have partitions of the link.
+    pub(crate) fn is_alone(&self) -> bool {
+        let Some(shared) = &self.shared else {
+            return true;
+        };
+        let view = shared.view.borrow();
+        view.settled && view.members.len() == 1 && self.lease.is_valid()
+    }
+
+    /// Whether this engine knows what the group says, which a command needs that changes what the others do.
+    pub(crate) fn is_member(&self) -> bool {
+        self.shared.is_none() || self.lease.is_valid()
+    }
+
+    /// The member that restores a topic, if it is another one.
+    pub(crate) fn restored_elsewhere(&self, topic: &str) -> Option<String> {
+        let view = self.shared.as_ref()?.view.borrow();
+        let mut others = view.members.iter().filter(|m| m.id != view.member_id);
+        let restoring = others.find(|member| member.restoring.contains(topic));
+        restoring.map(|member| member.name.clone())
+    }
+
+    /// Waits until this engine has all these partitions, of a topic that it restores, and no other one touches them.
+    pub(crate) async fn gathered(&self, ids: &[PartitionId]) -> Result<(), String> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let deadline = self.patience();
+        self.confirmed(deadline).await?;
+        let mut changes = shared.view.subscribe();
+        let all = |view: &View| ids.iter().all(|id| view.mine.contains(id));
+        let done = tokio::time::timeout(deadline, changes.wait_for(all)).await;
+        if matches!(done, Ok(Ok(_))) {
+            return Ok(());
+        }
+        drop(done);
+        let topic = ids.first().map_or("", |id| &*id.topic);
+        Err(match self.restored_elsewhere(topic) {
+            Some(member) => format!("{member:?} is restoring it"),
+            None => format!("its partitions were not given to this agent within {deadline:?}"),
         })
     }
 

@@ -32,6 +32,7 @@ use crate::description::{MirrorStatus, MirrorTopicError, PartitionState, Stopped
 use crate::handle::LinkHandle;
 use crate::lifecycle::{Lifecycle, MirrorChange, TransitionErrorCode, Wanted};
 use crate::link::Inner;
+use crate::partition::PartitionId;
 use crate::topics::Topic;
 use crate::transitions::Refusal;
 pub use export::LostTail;
@@ -258,7 +259,7 @@ impl LinkHandle {
     ) -> (Vec<Arc<str>>, HashMap<Arc<str>, Refusal>) {
         let (mut go, mut refused) = (Vec::new(), HashMap::new());
         let state = self.lifecycle().state();
-        let shared = self.inner.share.members().len() > 1;
+        let outside = !self.inner.share.is_member();
         let known = self.inner.topics();
         let known: HashMap<Arc<str>, &Topic> = known.iter().map(|t| (t.name(), t)).collect();
         for name in topics {
@@ -286,9 +287,13 @@ impl LinkHandle {
                     ))
                 }
                 _ if options.dry_run => None,
-                _ if shared => Some((
+                _ if outside => Some((
                     TransitionErrorCode::NotRestorable,
-                    "several agents share the link; stop all but this one for as long as the restore takes",
+                    "this agent is not a member of the link's group now (`standfast link describe` says why); run it again when it is, or at another agent of the link",
+                )),
+                _ if self.inner.share.restored_elsewhere(name).is_some() => Some((
+                    TransitionErrorCode::RestoreInProgress,
+                    "the mirror is being restored by another agent of the link",
                 )),
                 _ if wanted == Wanted::Paused || (state.paused && wanted == Wanted::Active) => {
                     Some((
@@ -296,10 +301,12 @@ impl LinkHandle {
                         "the mirror is paused; resume it first, then what is wrong with it is seen",
                     ))
                 }
-                Some(topic) if wanted == Wanted::Active && !topic.has_failed() => Some((
-                    TransitionErrorCode::NotRestorable,
-                    "the mirror is neither FAILED nor STOPPED: there is nothing to restore",
-                )),
+                Some(topic) if wanted == Wanted::Active && !self.has_failed_anywhere(topic) => {
+                    Some((
+                        TransitionErrorCode::NotRestorable,
+                        "the mirror is neither FAILED nor STOPPED: there is nothing to restore",
+                    ))
+                }
                 Some(_) => None,
             };
             match refusal {
@@ -310,6 +317,12 @@ impl LinkHandle {
             }
         }
         (go, refused)
+    }
+
+    /// FAILED here, or at another engine that shares the link.
+    fn has_failed_anywhere(&self, topic: &Topic) -> bool {
+        let elsewhere = |id| self.inner.share.failed_elsewhere(&id).is_some();
+        topic.has_failed() || topic.ids().any(elsewhere)
     }
 
     async fn survey_all(
@@ -383,10 +396,25 @@ impl LinkHandle {
             let text = "another command changed the mirror meanwhile".to_owned();
             return Err((TransitionErrorCode::Superseded, text));
         };
+        // Of a shared link all of its partitions come here until it mirrors again.
+        let known = self
+            .inner
+            .topics()
+            .iter()
+            .find(|t| t.name() == *topic)
+            .map(|t| t.ids().collect());
+        let ids: Vec<PartitionId> = known.unwrap_or_default();
+        let gathered = self.inner.share.gathered(&ids).await;
         let only = HashSet::from([Arc::clone(topic)]);
         let until = Instant::now() + REST_DRAIN;
         self.rest(&only, PartitionState::Paused, until).await;
-        let done = setup::run(self, topic, &mut state, hints).await;
+        let done = match gathered {
+            Ok(()) => setup::run(self, topic, &mut state, hints).await,
+            Err(text) => Err(setup::Failed {
+                text: format!("other agents of the link may still mirror it: {text}"),
+                topic_is_gone: state.recreate.is_some(),
+            }),
+        };
         for known in self.inner.topics().iter_mut() {
             if known.name() == *topic {
                 known.begin_again();
@@ -398,6 +426,10 @@ impl LinkHandle {
                 state.phase = RestorePhase::PendingRestore;
                 state.recreate = None;
                 lifecycle.set_restore([&**topic], &state);
+                if self.inner.share.is_shared() {
+                    // Others are to look at the topic anew.
+                    lifecycle.repeat([&**topic]);
+                }
                 Ok(outcome)
             }
             Err(failed) if failed.topic_is_gone => {
@@ -459,6 +491,7 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
                     }
                 }
                 RestorePhase::PendingSetupForRestore if not_before.contains_key(&name) => {}
+                RestorePhase::PendingSetupForRestore if !inner.share.is_member() => {}
                 RestorePhase::PendingSetupForRestore => {
                     let Some(_under_way) = inner.restores.begin(&name) else {
                         continue;

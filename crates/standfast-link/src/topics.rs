@@ -292,14 +292,14 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
     let brokers = destination.brokers.len();
     let missing: Vec<(Arc<str>, TopicMetadata)> = names
         .iter()
-        .filter(|name| inner.rest_of(name).is_none() && found(&destination, name).is_none())
+        .filter(|name| rest_of(inner, name).is_none() && found(&destination, name).is_none())
         .filter_map(|name| Some((Arc::clone(name), found(&source, name)?)))
         .collect();
     let created = discover::create_missing(inner, context, &missing, brokers).await;
     let mut resumed = HashMap::new();
     let mut settled = true;
     for name in &names {
-        let rest = inner.rest_of(name);
+        let rest = rest_of(inner, name);
         if rest == Some(PartitionState::Stopped) {
             continue;
         }
@@ -356,6 +356,13 @@ async fn look(inner: &Arc<Inner>, context: &Context) -> bool {
         }
     }
     settled
+}
+
+/// The state in which a topic should rest. What another agent restores is left alone: it may just be deleted there, and not yet created again.
+fn rest_of(inner: &Inner, name: &str) -> Option<PartitionState> {
+    let elsewhere = || inner.share.restored_elsewhere(name).is_some();
+    let rest = inner.rest_of(name);
+    rest.or_else(|| elsewhere().then_some(PartitionState::Paused))
 }
 
 fn found(metadata: &standfast_wire::Metadata, name: &str) -> Option<TopicMetadata> {

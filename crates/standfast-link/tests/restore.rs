@@ -6,6 +6,8 @@
 mod killed;
 #[path = "restore/records.rs"]
 mod records;
+#[path = "restore/shared.rs"]
+mod shared;
 mod support;
 
 use std::collections::BTreeMap;

@@ -60,6 +60,24 @@ pub(crate) struct Claim {
     pub(crate) had: BTreeSet<Part>,
 }
 
+/// As [`assign`], but all partitions of the topics in `wholes` go to the member named there.
+pub(crate) fn assign_wholes(
+    parts: &BTreeSet<Part>,
+    claims: &[Claim],
+    wholes: &BTreeMap<&str, &str>,
+) -> BTreeMap<String, BTreeSet<Part>> {
+    let (whole, shared): (BTreeSet<Part>, BTreeSet<Part>) =
+        (parts.iter().cloned()).partition(|(topic, _)| wholes.contains_key(topic.as_str()));
+    let mut given = assign(&shared, claims);
+    for part in whole {
+        let member = wholes.get(part.0.as_str());
+        if let Some(theirs) = member.and_then(|member| given.get_mut(*member)) {
+            theirs.insert(part);
+        }
+    }
+    given
+}
+
 /// Gives `parts` to the members. Sticky: only as many move as balance asks for.
 pub(crate) fn assign(parts: &BTreeSet<Part>, claims: &[Claim]) -> BTreeMap<String, BTreeSet<Part>> {
     let mut given: BTreeMap<String, BTreeSet<Part>> = claims
@@ -146,6 +164,21 @@ fn take_away(theirs: &mut BTreeSet<Part>, quota: usize) -> Vec<Part> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_topic_that_is_restored_is_one_members() {
+        let all = parts(&[("lost", 4), ("other", 4)]);
+        let claims = ["a", "b"].map(|member| Claim {
+            member: member.to_owned(),
+            generation: -1,
+            had: BTreeSet::new(),
+        });
+        let given = assign_wholes(&all, &claims, &BTreeMap::from([("lost", "b")]));
+        let count =
+            |member: &str, topic: &str| given[member].iter().filter(|p| p.0 == topic).count();
+        assert_eq!((count("a", "lost"), count("b", "lost")), (0, 4));
+        assert_eq!((count("a", "other"), count("b", "other")), (2, 2));
+    }
 
     fn parts(topics: &[(&str, i32)]) -> BTreeSet<Part> {
         let each = topics

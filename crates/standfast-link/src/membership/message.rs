@@ -1,5 +1,6 @@
 //! What members say to their leader, and what it gives to all of them: JSON, deflated, because topic names repeat.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 
 use bytes::Bytes;
@@ -42,6 +43,9 @@ pub(super) struct Says {
     /// When it last found a member gone.
     #[serde(default)]
     pub(super) lost_at_ms: i64,
+    /// The topics that it is restoring, for which it needs all partitions.
+    #[serde(default)]
+    pub(super) restoring: BTreeSet<String>,
 }
 
 /// The leader to everybody, all in the same words.
@@ -67,6 +71,8 @@ pub(crate) struct Member {
     pub(crate) parts: Parts,
     pub(crate) failed: Parts,
     pub(crate) enacted: i32,
+    #[serde(default)]
+    pub(crate) restoring: BTreeSet<String>,
 }
 
 pub(super) fn pack<T: Serialize>(message: &T) -> Result<Bytes, String> {

@@ -64,6 +64,7 @@ struct Said {
     /// Of the link's running state.
     newest: u64,
     failed: Parts,
+    restoring: BTreeSet<String>,
     /// Of the topics that were assigned, by the leader.
     topics: Option<u64>,
 }
@@ -264,6 +265,7 @@ impl Task {
         self.said.newest = state.newest();
         self.said.enacted = enacted;
         self.said.failed = failed(&self.inner);
+        self.said.restoring = self.inner.options.lifecycle.restoring();
         Says {
             version: VERSION,
             name: self.shared.options.member.clone(),
@@ -274,6 +276,7 @@ impl Task {
             asks,
             enacted,
             lost_at_ms,
+            restoring: self.said.restoring.clone(),
         }
     }
 
@@ -292,7 +295,8 @@ impl Task {
                 .topics
                 .is_some_and(|said| said != fingerprint(&self.inner));
         let told = self.inner.options.lifecycle.state().newest() > self.said.newest;
-        asks || confirms || grown || told || failed(&self.inner) != self.said.failed
+        let restores = self.inner.options.lifecycle.restoring() != self.said.restoring;
+        asks || confirms || grown || told || restores || failed(&self.inner) != self.said.failed
     }
 
     /// As the leader: who mirrors what from now on.
@@ -321,7 +325,13 @@ impl Task {
                 had: says.had.list(CLAIM_MAX).collect(),
             })
             .collect();
-        let mut given = assignment::assign(&parts, &claims);
+        let mut wholes: BTreeMap<&str, &str> = BTreeMap::new();
+        for (id, says) in &heard {
+            for topic in &says.restoring {
+                wholes.entry(topic).or_insert(id);
+            }
+        }
+        let mut given = assignment::assign_wholes(&parts, &claims, &wholes);
         let mut state = self.inner.options.lifecycle.state().commanded();
         for (_, says) in &heard {
             state.merge(&says.state, &mut Vec::new());
@@ -344,6 +354,7 @@ impl Task {
                     name: says.name,
                     failed: says.failed,
                     enacted: says.enacted,
+                    restoring: says.restoring,
                     id,
                 })
                 .collect(),
@@ -463,6 +474,7 @@ fn hear(inner: &Inner, member_id: &str, metadata: &[u8]) -> Says {
                 asks: None,
                 enacted: -1,
                 lost_at_ms: 0,
+                restoring: BTreeSet::new(),
             }
         }
     }
