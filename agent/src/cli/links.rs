@@ -109,8 +109,12 @@ fn members(printer: &Printer, link: &Link) -> Result<(), Failed> {
 fn groups(printer: &Printer, link: &Link) -> Result<(), Failed> {
     let mut table = printer.table(&["Group", "Committed Offsets", "Error"]);
     for group in &link.groups {
+        let name = match &group.mirror_group {
+            Some(mirror) => format!("{} as {mirror}", group.group),
+            None => group.group.clone(),
+        };
         table.row([
-            cell(&group.group),
+            cell(name),
             cell(group.committed_offsets),
             cell(group.error.as_deref().unwrap_or("")),
         ]);

@@ -526,6 +526,26 @@ mod tests {
             ("leader.replication.throttled.replicas", "", false),
         ]);
         let excluded = ["flush.ms".to_owned(), "cleanup.policy".to_owned()];
+        // What came by a prefix is known by it, also behind a link without one.
+        let none = TopicPrefix::default();
+        let with = TopicPrefix::new("eu.").expect("a prefix");
+        let mark = |source: &Configs, prefix: &TopicPrefix| {
+            let made = at_creation(source, &[], 1, prefix);
+            let made = made.into_iter().map(|(name, value)| {
+                let value = ConfigValue {
+                    value: Some(value),
+                    is_topic_level: true,
+                };
+                (name, value)
+            });
+            made.collect::<Configs>()
+        };
+        let renamed = mark(&source, &with);
+        assert!(is_prefixed_mirror(&renamed) && is_ours(&renamed));
+        assert!(is_prefixed_mirror(&mark(&renamed, &none)));
+        let plain = mark(&source, &none);
+        assert!(!is_prefixed_mirror(&plain) && is_ours(&plain));
+
         let (changes, desired) = plan(&source, &mirror, &excluded, 2, &TopicPrefix::default());
         let set = |value: &str| ConfigChange::Set(value.to_owned());
         let expected = [

@@ -11,7 +11,8 @@ use std::time::Duration;
 use payer::write_transactions;
 use standfast_link::{
     Filter, FilterType, Lifecycle, Link, LinkOptions, MirrorStart, MirrorStatus, MirrorTopicError,
-    PatternType, TopicPrefix, TransitionErrorCode, VerifyOptions, VerifyResult, verify,
+    PartitionState, PatternType, RestoreExport, RestoreMode, RestoreOptions, SharingOptions,
+    TopicPrefix, TransitionErrorCode, VerifyOptions, VerifyResult, verify,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::admin::CommittedOffset;
@@ -412,4 +413,92 @@ async fn a_deleted_source_topic_leaves_its_mirror_as_it_is() {
         append_some(&to, &change.mirror_topic_name, 0, 1).await;
     }
     running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_of_a_mirror_is_told_and_can_be_put_right() {
+    let (eu, us) = clusters();
+    let (from, to) = (connect(eu).await, connect(us).await);
+    let view = as_mirrored(eu, "way.").await;
+    // As long as a topic name may be, and a name that is somebody else's on the destination.
+    let long = format!("long-{}", "x".repeat(244));
+    eu.create_topic(&long, 1, &[]).unwrap();
+    eu.create_topic("taken", 1, &[]).unwrap();
+    us.create_topic("way.taken", 1, &[]).unwrap();
+    append_some(&from, "taken", 0, 5).await;
+    append_some(&to, "way.taken", 0, 2).await;
+    let mut options = link_options("way", eu, us, &["taken"]);
+    options.prefix = prefix("way.");
+    options.topic_filters = vec![filter("long-", PatternType::Prefixed)];
+    let running = Running::start(options);
+    let failed = |name: &'static str, error: MirrorTopicError, text: &'static str| {
+        move |link: &standfast_link::LinkDescription| {
+            let mut mirrors = link.mirrors.iter();
+            mirrors.any(|m| {
+                let of_partition = m.mirror_lags.iter().find_map(|l| l.error.clone());
+                let told = m.error.clone().or(of_partition).unwrap_or_default();
+                m.source_topic_name.starts_with(name)
+                    && (m.mirror_status, m.mirror_topic_error) == (MirrorStatus::Failed, error)
+                    && told.contains(text)
+            })
+        }
+    };
+    let refused = failed(
+        "long-",
+        MirrorTopicError::DestinationRefused,
+        "253 characters",
+    );
+    running.wait("too long", refused).await;
+    running
+        .wait(
+            "taken",
+            failed("taken", MirrorTopicError::Diverged, "offsets 10 to 19"),
+        )
+        .await;
+    assert_eq!(log_ends(&to, "way.taken").await, [20]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let restore = RestoreOptions {
+        mode: RestoreMode::Full,
+        export: RestoreExport::Folder(folder.path().join("lost")),
+        hints: BTreeMap::new(),
+        dry_run: false,
+    };
+    let restored = running.handle.restore(&["way.taken"], &restore).await;
+    assert_eq!(restored[0].change.error_code, None, "{restored:?}");
+    assert_eq!(restored[0].messages_truncated, 20, "{restored:?}");
+    running.wait_caught_up(&view, "way.taken").await;
+    assert_identical(&view, &to, "way.taken").await;
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_link_has_a_prefix_like_any_other() {
+    let (eu, us) = clusters();
+    let (from, to) = (connect(eu).await, connect(us).await);
+    let view = as_mirrored(eu, "ours.").await;
+    eu.create_topic("spread", 4, &[]).unwrap();
+    let start = |name: &str| {
+        let mut options = link_options("ours", eu, us, &["spread"]);
+        options.prefix = prefix("ours.");
+        options.sharing = Some(SharingOptions::new(name));
+        Running::start(options)
+    };
+    let (one, two) = (start("one"), start("two"));
+    for engine in [&one, &two] {
+        engine
+            .wait("half of it each", |link| {
+                let lags = link.mirrors.iter().flat_map(|m| &m.mirror_lags);
+                let active = lags.filter(|lag| lag.state == PartitionState::Active);
+                link.members.len() == 2 && active.count() == 2
+            })
+            .await;
+    }
+    for partition in 0..4 {
+        append_some(&from, "spread", partition, 5).await;
+    }
+    two.end().await;
+    append_some(&from, "spread", 3, 5).await;
+    one.wait_caught_up(&view, "ours.spread").await;
+    assert_identical(&view, &to, "ours.spread").await;
+    one.end().await;
 }
