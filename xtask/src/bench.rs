@@ -1,4 +1,4 @@
-//! `cargo xtask bench`. `switch` has a file of its own; the rest of this is `link`: Standfast and MirrorMaker 2 on the same clusters and the same data.
+//! `cargo xtask bench`. `switch` and `wrapper` have files of their own; the rest of this is `link`: Standfast and MirrorMaker 2 on the same clusters and the same data.
 //!
 //! What is measured, for each tool and dataset:
 //! - **Throughput**: the source topic is loaded first. The clock runs from the first record seen at the destination to the moment
@@ -21,6 +21,7 @@ mod tiny;
 mod topics;
 mod transactions;
 mod usage;
+mod wrapper;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Link(LinkArguments),
     /// From the flip of the key to the first acknowledgement and the first record on the new cluster
     Switch(switch::Arguments),
+    /// What the wrapper costs next to bare rdkafka, while nothing happens
+    Wrapper(wrapper::Arguments),
 }
 
 /// Arguments of `cargo xtask bench link`.
@@ -97,6 +100,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Link(arguments) => link(arguments),
         Command::Switch(arguments) => switch::run(arguments),
+        Command::Wrapper(arguments) => wrapper::run(arguments),
     }
 }
 

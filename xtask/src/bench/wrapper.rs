@@ -1,0 +1,103 @@
+//! `cargo xtask bench wrapper`: the wrapper next to bare rdkafka while nothing happens.
+//!
+//! One process sends the same records through both in turns (`wrapper-cost`), to the same topic with the same properties. A fleet of
+//! two clusters, so that the wrapper does all that it does in operation: ids, the replay buffer, a connected standby client.
+//! The mirror is missing; what is acknowledged goes over the replay buffer's bound and is let go.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use standfast_servers::{KafkaCluster, Profile, Server, Terminal, obtain, workspace_program};
+
+use super::report;
+
+const TOPIC: &str = "cost";
+/// Records that either may have unacknowledged.
+const WINDOW: u32 = 10_000;
+
+/// Arguments of `cargo xtask bench wrapper`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Records of 1 kB per round
+    #[arg(long, default_value_t = 200_000)]
+    records: u32,
+    /// Rounds of each
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// Write the result to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure the debug build
+    #[arg(long)]
+    dev: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let profile = if arguments.dev {
+        Profile::Dev
+    } else {
+        Profile::Release
+    };
+    obtain(&[Server::Kafka], &Terminal::new())?;
+    let program = workspace_program("wrapper-cost", profile)?;
+    let start = |name: &str| {
+        KafkaCluster::builder(name)
+            .full_jit()
+            .heap_mb(1024)
+            .property("log.retention.bytes", "67108864")
+            .start()
+    };
+    let (west, east) = (start("west")?, start("east")?);
+    for cluster in [&west, &east] {
+        cluster.create_topic(TOPIC, 4, &[])?;
+    }
+    let folder = tempfile::tempdir().context("create a folder")?;
+    let entry = |cluster: &KafkaCluster| json!({"bootstrap": cluster.bootstrap(), "cluster_id": cluster.cluster_id()});
+    let record = json!({
+        "epoch": 1, "active": "west", "state": "active", "changed_at": "2026-01-01T00:00:00Z", "reason": "bench",
+        "clusters": {"west": entry(&west), "east": entry(&east)}
+    });
+    let fleet = folder.path().join("cost");
+    std::fs::create_dir_all(&fleet)?;
+    std::fs::write(fleet.join("active.json"), record.to_string())?;
+    let output = Command::new(program)
+        .args([
+            &west.bootstrap(),
+            &folder.path().display().to_string(),
+            TOPIC,
+        ])
+        .args([arguments.records, arguments.rounds, WINDOW].map(|number| number.to_string()))
+        .output()
+        .context("run wrapper-cost")?;
+    ensure!(
+        output.status.success(),
+        "wrapper-cost: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let result: Value = serde_json::from_slice(&output.stdout).context("wrapper-cost's result")?;
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, serde_json::to_string_pretty(&result)? + "\n")
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    let us = |name: &str| result[name].as_f64().unwrap_or(f64::NAN);
+    println!(
+        "per record of 1 kB, medians of {} rounds in turns: rdkafka {:.2} us, wrapper {:.2} us; CPU {:.2} and {:.2} us \
+         (+{:.2}); throughput {:+.1} %",
+        arguments.rounds,
+        us("bare_us"),
+        us("wrapper_us"),
+        us("bare_cpu_us"),
+        us("wrapper_cpu_us"),
+        us("wrapper_cpu_us") - us("bare_cpu_us"),
+        -us("throughput_loss_percent"),
+    );
+    println!(
+        "{}; {} build; load at the end {}",
+        report::machine(),
+        if arguments.dev { "debug" } else { "release" },
+        report::load()
+    );
+    Ok(ExitCode::SUCCESS)
+}
