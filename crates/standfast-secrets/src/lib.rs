@@ -24,7 +24,7 @@
 //! - What was read once is served for as long as the process lives, whatever becomes of Vault, the token or the file.
 //!   [`SecretsHandle::status`] says since when it cannot be confirmed, and why. Nothing is written to disk: a process
 //!   that *starts* while Vault is away has no credentials until Vault is back.
-//! - A new version of a secret is noticed within `refresh` (Vault, default 5 s) or a second (file).
+//! - A new version of a secret is noticed within `refresh` (Vault, default 2 s) or a second (file).
 //! - No token and no secret is ever put into a log line, a `Debug` text or an error.
 //!
 //! # Fields of a secret
@@ -62,7 +62,7 @@
 //! backend = "vault"
 //! address = "https://vault.example.com:8200"
 //! mount = "secret"                    # KV version 2; secret `kafka/east` is read from secret/data/kafka/east
-//! refresh = "5s"
+//! refresh = "2s"
 //! auth = { method = "approle", role_id = "…", secret_id_file = "/etc/standfast/secret-id" }
 //! # auth = { method = "token", token_file = "/run/vault/token" }     # read again when it changes
 //! # auth = { method = "kubernetes", role = "payments" }

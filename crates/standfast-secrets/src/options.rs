@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::Error;
 
 /// How often Vault is asked for a new version of each secret.
-const DEFAULT_REFRESH: Duration = Duration::from_secs(5);
+const DEFAULT_REFRESH: Duration = Duration::from_secs(2);
 /// How long one request to Vault may take.
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::credential_cache::CredentialCache;
 use crate::event::FleetEvent;
 use crate::fleet::FleetShared;
 use crate::target::{Handoffs, Standby, Target};
@@ -32,6 +33,13 @@ const HANDOFF_PAUSE: Duration = Duration::from_millis(300);
 /// How often the lease is looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(200);
 
+/// What the user has asked for against the loss of discovery and Vault.
+#[derive(Debug)]
+pub(crate) struct Precautions {
+    pub(crate) lease: Option<Duration>,
+    pub(crate) cache: Option<CredentialCache>,
+}
+
 /// The task that owns the target.
 #[derive(Debug)]
 pub(crate) struct Conductor {
@@ -49,6 +57,7 @@ pub(crate) struct Conductor {
     /// Silence of discovery after which producers hold.
     lease: Option<Duration>,
     is_holding: bool,
+    cache: Option<CredentialCache>,
     view_of_lease: FleetWatchHandle,
 }
 
@@ -59,7 +68,7 @@ impl Conductor {
         view: FleetWatchHandle,
         secrets: SecretsHandle,
         publish: watch::Sender<Option<Arc<Target>>>,
-        lease: Option<Duration>,
+        Precautions { lease, cache }: Precautions,
     ) -> Self {
         Self {
             fleet: Arc::downgrade(fleet),
@@ -74,6 +83,7 @@ impl Conductor {
             is_lost: false,
             missing_told: None,
             lease,
+            cache,
             is_holding: false,
         }
     }
@@ -84,6 +94,7 @@ impl Conductor {
                 () = shutdown.cancelled() => return,
                 changed = self.view.changed() => if changed.is_err() { return },
                 changed = self.secrets.changed() => if changed.is_err() { return },
+                () = cache_read(&mut self.cache) => {}
                 () = lease_turns(self.lease, &self.view_of_lease, self.is_holding) => {}
                 Some(read) = self.reads.join_next() => self.handoffs_read(read.unwrap_or_default()),
             }
@@ -111,6 +122,7 @@ impl Conductor {
             return true;
         };
         self.publish_target(&fleet, &record, entry, credentials);
+        self.keep_credentials(&record);
         true
     }
 
@@ -135,6 +147,10 @@ impl Conductor {
             .values()
             .filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok())
             .collect();
+        let paths: Vec<SecretPath> = paths;
+        if let Some(cache) = &self.cache {
+            cache.set_paths(paths.clone());
+        }
         self.secrets.set_paths(paths);
         if let Some(seen) = self.seen_epoch.replace(record.epoch) {
             self.read_handoffs(seen, record);
@@ -199,6 +215,22 @@ impl Conductor {
         };
     }
 
+    /// By Vault, or the file; else by the cache.
+    fn known(&self, path: &SecretPath) -> Option<Arc<Credentials>> {
+        let cached = || self.cache.as_ref()?.get(path);
+        self.secrets.get(path).or_else(cached)
+    }
+
+    fn keep_credentials(&mut self, record: &FleetRecord) {
+        let Some(cache) = &mut self.cache else { return };
+        let paths = record
+            .clusters
+            .values()
+            .filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok());
+        let known = paths.filter_map(|path| Some((path.clone(), self.secrets.get(&path)?)));
+        cache.store(known.collect());
+    }
+
     /// `Some(None)`: none needed. `None`: needed but not known yet.
     #[allow(clippy::option_option)]
     fn credentials(
@@ -212,7 +244,7 @@ impl Conductor {
         };
         let known = SecretPath::new(secret.as_str())
             .ok()
-            .and_then(|path| self.secrets.get(&path));
+            .and_then(|path| self.known(&path));
         if known.is_some() || entry.security_protocol == SecurityProtocol::Plaintext {
             self.missing_told = None;
             return Some(known);
@@ -297,7 +329,7 @@ impl Conductor {
                 state: record.state,
                 cluster: name.clone(),
                 entry: entry.clone(),
-                credentials: path.and_then(|path| self.secrets.get(&path)),
+                credentials: path.and_then(|path| self.known(&path)),
                 handoffs: Handoffs::default(),
                 since,
                 standbys: Arc::default(),
@@ -320,6 +352,13 @@ impl Conductor {
             tracing::info!(fleet = %fleet.name, "discovery answers again");
             fleet.emit(FleetEvent::DiscoveryBack);
         }
+    }
+}
+
+async fn cache_read(cache: &mut Option<CredentialCache>) {
+    match cache {
+        Some(cache) => cache.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -62,6 +62,9 @@ pub struct FleetOptions {
     /// See [`FleetBuilder::lease`].
     #[serde(default, deserialize_with = "optional_duration")]
     pub lease: Option<Duration>,
+    /// See [`FleetBuilder::credential_cache`].
+    #[serde(default)]
+    pub credential_cache: Option<PathBuf>,
 }
 
 impl FleetOptions {
@@ -97,6 +100,9 @@ impl FleetOptions {
             .warm_standbys(self.warm_standbys.unwrap_or(true))
             .secrets(self.secrets.unwrap_or_default())
             .connect_timeout(self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT));
+        if let Some(file) = self.credential_cache {
+            builder = builder.credential_cache(file);
+        }
         if let Some(lease) = self.lease {
             builder = builder.lease(lease);
         }

@@ -1,5 +1,6 @@
 //! The fleet as the application sees it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,9 +10,10 @@ use standfast_secrets::{Secrets, SecretsHandle, SecretsOptions};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::conductor::Conductor;
+use crate::conductor::{Conductor, Precautions};
 use crate::config::FleetOptions;
 use crate::consumer::ConsumerBuilder;
+use crate::credential_cache::CredentialCache;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, EVENT_BUFFER, FleetEvent};
 use crate::producer::{ProducerBuilder, ProducerShared};
@@ -67,6 +69,7 @@ impl Fleet {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             warm_standbys: true,
             lease: None,
+            credential_cache: None,
         }
     }
 
@@ -142,6 +145,7 @@ pub struct FleetBuilder {
     connect_timeout: Duration,
     warm_standbys: bool,
     lease: Option<Duration>,
+    credential_cache: Option<PathBuf>,
 }
 
 impl FleetBuilder {
@@ -184,6 +188,17 @@ impl FleetBuilder {
         self
     }
 
+    /// Keeps the credentials that are in use in this file (TOML, mode 0600), and starts from it while Vault does not answer.
+    ///
+    /// By default nothing secret is written to disk, and a start needs Vault; a running application never does. Whoever can read
+    /// the file has the clusters' passwords and keys, also after Vault has withdrawn the application's access: put it where only
+    /// the application's user can read, best in memory (`/run`). The record's cache is an option of the discovery backend:
+    /// [`ConsulOptions::start_from_cache`](standfast_discovery::ConsulOptions::start_from_cache).
+    pub fn credential_cache(mut self, file: impl Into<PathBuf>) -> Self {
+        self.credential_cache = Some(file.into());
+        self
+    }
+
     /// Starts the watches and waits until the active cluster is known.
     ///
     /// # Errors
@@ -212,6 +227,10 @@ impl FleetBuilder {
         let (secrets_watch, credentials) = secrets.watch(Vec::new());
         tokio::spawn(secrets_watch.run(shutdown.clone()));
 
+        let cache = match self.credential_cache {
+            Some(file) => Some(CredentialCache::open(file, &shutdown)?),
+            None => None,
+        };
         let (publish, targets) = watch::channel(None);
         let (events, _) = broadcast::channel(EVENT_BUFFER);
         let shared = Arc::new(FleetShared {
@@ -231,7 +250,10 @@ impl FleetBuilder {
             view.clone(),
             credentials.clone(),
             publish,
-            self.lease,
+            Precautions {
+                lease: self.lease,
+                cache,
+            },
         );
         tokio::spawn(conductor.run(shutdown));
 

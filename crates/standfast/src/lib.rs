@@ -83,6 +83,7 @@ mod conductor;
 mod config;
 mod connect;
 mod consumer;
+mod credential_cache;
 mod error;
 mod event;
 mod ffi;

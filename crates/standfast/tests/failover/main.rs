@@ -1,6 +1,7 @@
 //! Failover on two real Kafka clusters, with the file discovery backend.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod away;
 mod before;
 mod connect;
 mod consumer;
