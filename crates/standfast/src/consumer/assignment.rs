@@ -36,6 +36,8 @@ pub(super) struct Assignment {
     held: BTreeMap<Key, Held>,
     pub(super) paused: bool,
     retry_at: Option<Instant>,
+    /// Partitions are held while the handoff of the flip is being read.
+    pub(super) awaits_handoff: bool,
     /// Answers to commits; `None` once the generation has ended.
     commits: Option<CommitQueue>,
     /// Commits that were not answered yet.
@@ -114,13 +116,19 @@ impl Assignment {
 
     /// Looks again for the start of held partitions.
     pub(super) fn retry_held(&mut self, consumer: &BaseConsumer<WorkerContext>) {
-        if self.held.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+        let is_early = self.retry_at.is_some_and(|at| Instant::now() < at);
+        if self.held.is_empty() || (is_early && !self.handoff_has_come(consumer)) {
             return;
         }
         let started = self.find_starts(consumer);
         if !started.is_empty() {
             self.apply(consumer, &started);
         }
+    }
+
+    fn handoff_has_come(&self, consumer: &BaseConsumer<WorkerContext>) -> bool {
+        let target = || consumer.context().shared.target();
+        self.awaits_handoff && target().is_some_and(|target| !target.handoffs.pending)
     }
 
     /// Gives partitions back. What was acknowledged is committed first.
@@ -348,6 +356,7 @@ impl Assignment {
     /// Moves held partitions whose start can be found to the running ones; which.
     fn find_starts(&mut self, consumer: &BaseConsumer<WorkerContext>) -> Vec<Key> {
         self.retry_at = Some(Instant::now() + RETRY);
+        self.awaits_handoff = false;
         let context = consumer.context();
         let Some(target) = context.shared.target() else {
             return Vec::new();
@@ -377,6 +386,7 @@ impl Assignment {
                     started.push(key);
                 }
                 Err(reason) => {
+                    self.awaits_handoff |= target.handoffs.pending;
                     held.tell(&context.shared, &key, &reason);
                     self.held.insert(key, held);
                 }

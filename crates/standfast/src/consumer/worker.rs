@@ -28,6 +28,9 @@ use crate::warm::Warm;
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The same while partitions are held until the handoff has been read, which takes milliseconds.
+const HANDOFF_POLL: Duration = Duration::from_millis(5);
+
 /// Records moved to the mailbox at once.
 const BATCH: usize = 256;
 
@@ -268,10 +271,11 @@ impl Loop {
     }
 
     fn round(&mut self) -> Option<Ended> {
-        let wait = if self.batch.is_empty() {
-            POLL
-        } else {
-            Duration::ZERO
+        let awaits_handoff = self.consumer.context().state().awaits_handoff;
+        let wait = match self.batch.is_empty() {
+            true if awaits_handoff => HANDOFF_POLL,
+            true => POLL,
+            false => Duration::ZERO,
         };
         let mut polled = self.poll_one(wait);
         while let Ok(true) = polled
