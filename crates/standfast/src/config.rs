@@ -34,6 +34,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 ///
 /// ```toml
 /// connect_timeout = "30s"
+/// warm_standbys = true                       # the default
+/// lease = "30s"                              # off by default
+/// credential_cache = "/run/app/secrets.toml" # off by default
 ///
 /// [discovery]
 /// backend = "consul"

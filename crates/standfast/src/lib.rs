@@ -75,6 +75,10 @@
 //! | `allow.auto.create.topics` | `false` | a missing mirror topic must be seen |
 //! | `socket.nagle.disable` | `true` | first request on a new cluster without delay |
 //! | `enable.metrics.push` | `false` | taking an old client down must not wait for its cluster |
+//!
+//! A flip makes a consumer join its group on the new cluster. The first member of an empty group waits there for
+//! `group.initial.rebalance.delay.ms`, a setting of the brokers, 3 s by default: set it to 0 where consumers are to read on at
+//! once. No setting of a client goes around it.
 #![deny(unsafe_code)]
 
 mod client_config;
