@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::obtain::obtain_tiered_storage;
 use crate::process::ServerProcess;
 use crate::scratch::Scratch;
 use crate::{Error, KafkaInstall, Result, Server, Terminal, obtain};
@@ -34,6 +35,23 @@ const NOT_LEADER_OR_FOLLOWER: i16 = 6;
 const LOG_END: i64 = -1;
 const LOG_START: i64 = -2;
 
+/// What tiered storage needs, but for the jar. The folder is relative to the broker's.
+const TIERED: [(&str, &str); 7] = [
+    ("remote.log.storage.system.enable", "true"),
+    (
+        "remote.log.storage.manager.class.name",
+        "org.apache.kafka.server.log.remote.storage.LocalTieredStorage",
+    ),
+    ("remote.log.metadata.manager.listener.name", "PLAINTEXT"),
+    (
+        "rlmm.config.remote.log.metadata.topic.replication.factor",
+        "1",
+    ),
+    ("rlmm.config.remote.log.metadata.topic.num.partitions", "1"),
+    ("rsm.config.dir", "tiered"),
+    ("remote.log.manager.task.interval.ms", "200"),
+];
+
 /// What a cluster is to be like. Made by [`KafkaCluster::builder`].
 #[derive(Debug, Clone)]
 pub struct KafkaBuilder {
@@ -45,6 +63,7 @@ pub struct KafkaBuilder {
     heap_mb: u32,
     full_jit: bool,
     archive_to: Option<std::path::PathBuf>,
+    tiered: bool,
     parent: Option<std::path::PathBuf>,
     host: std::net::Ipv4Addr,
 }
@@ -60,6 +79,7 @@ impl KafkaBuilder {
             heap_mb: 320,
             full_jit: false,
             archive_to: None,
+            tiered: false,
             parent: None,
             host: std::net::Ipv4Addr::LOCALHOST,
         }
@@ -143,6 +163,13 @@ impl KafkaBuilder {
         self
     }
 
+    /// Tiered storage (KIP-405) in a folder of the cluster, for topics with `remote.storage.enable`: Kafka's own for tests.
+    #[must_use]
+    pub fn tiered_storage(mut self) -> Self {
+        self.tiered = true;
+        self
+    }
+
     /// Keeps the brokers' data in a folder of its own under `parent`, in place of the system's folder for temporary files.
     #[must_use]
     pub fn data_under(mut self, parent: &Path) -> Self {
@@ -161,7 +188,17 @@ impl KafkaBuilder {
         self.start_with(&install)
     }
 
-    fn start_with(self, install: &KafkaInstall) -> Result<KafkaCluster> {
+    fn start_with(mut self, install: &KafkaInstall) -> Result<KafkaCluster> {
+        if std::mem::take(&mut self.tiered) {
+            let jar = obtain_tiered_storage(&install.version, &Terminal::new())?;
+            for (key, value) in TIERED {
+                self = self.property(key, value);
+            }
+            self = self.property(
+                "remote.log.storage.manager.class.path",
+                &jar.to_string_lossy(),
+            );
+        }
         let mut attempt = 1;
         loop {
             let mut cluster = KafkaCluster::prepare(self.clone(), install)?;

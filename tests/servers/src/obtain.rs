@@ -55,6 +55,11 @@ pub fn obtain(which: &[Server], progress: &dyn Progress) -> Result<Installed> {
     Ok(installed)
 }
 
+/// See [`kafka::tiered_storage`].
+pub(crate) fn obtain_tiered_storage(version: &str, progress: &dyn Progress) -> Result<PathBuf> {
+    kafka::tiered_storage(&cache_folder()?, version, progress)
+}
+
 fn cache_folder() -> Result<PathBuf> {
     let set = |name: &str| {
         std::env::var_os(name)

@@ -18,6 +18,7 @@ const VERSION: &str = "4.1.0";
 const ACCEPTED: [u32; 2] = [4, 1];
 const MIN_JAVA: u32 = 17;
 const POM: &str = include_str!("../../obtain/kafka/pom.xml");
+const TIERED_POM: &str = include_str!("../../obtain/kafka/tiered.xml");
 
 /// Where Kafka's jars are and how to run them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,30 +120,45 @@ fn installed() -> Option<(PathBuf, String)> {
 fn download(cache: &Path, progress: &dyn Progress) -> Result<PathBuf> {
     let target = cache.join(format!("kafka-{VERSION}-{}", fingerprint(&[POM])));
     once(&target, "Kafka", progress, |folder| {
-        let maven = tool::find("mvn").ok_or(Error::MissingTool {
-            tool: "mvn",
-            needed_for: "to download Kafka",
-            install: "apt-get install maven (or put Kafka 4.1's bin folder on PATH)",
-        })?;
-        let pom = folder.join("pom.xml");
-        fs::write(&pom, POM).map_err(Error::path("write", &pom))?;
-        let mut command = Command::new(maven);
-        command
-            .args([
-                "-B",
-                "dependency:copy-dependencies",
-                "-DoutputDirectory=libs",
-            ])
-            .current_dir(folder);
-        let log = suffixed(&target, "log");
-        tool::run(
-            &format!("downloading Kafka {VERSION} (54 MB)"),
-            command,
-            &log,
-            progress,
-        )
+        let what = format!("downloading Kafka {VERSION} (54 MB)");
+        maven(POM, folder, &what, &suffixed(&target, "log"), progress)
     })?;
     Ok(target.join("libs"))
+}
+
+/// The jar with `LocalTieredStorage`, which keeps remote segments (KIP-405) in a folder. Kafka publishes it with its tests.
+pub(super) fn tiered_storage(
+    cache: &Path,
+    version: &str,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let pom = TIERED_POM.replace("VERSION", version);
+    let target = cache.join(format!("kafka-tiered-{version}-{}", fingerprint(&[&pom])));
+    once(&target, "Kafka's storage tests", progress, |folder| {
+        let what = format!("downloading Kafka's storage tests {version} (0.5 MB)");
+        maven(&pom, folder, &what, &suffixed(&target, "log"), progress)
+    })?;
+    Ok(target.join(format!("libs/kafka-storage-{version}-test.jar")))
+}
+
+/// Copies what `pom` depends on to `folder/libs`.
+fn maven(pom: &str, folder: &Path, what: &str, log: &Path, progress: &dyn Progress) -> Result<()> {
+    let maven = tool::find("mvn").ok_or(Error::MissingTool {
+        tool: "mvn",
+        needed_for: "to download Kafka",
+        install: "apt-get install maven (or put Kafka 4.1's bin folder on PATH)",
+    })?;
+    let file = folder.join("pom.xml");
+    fs::write(&file, pom).map_err(Error::path("write", &file))?;
+    let mut command = Command::new(maven);
+    command
+        .args([
+            "-B",
+            "dependency:copy-dependencies",
+            "-DoutputDirectory=libs",
+        ])
+        .current_dir(folder);
+    tool::run(what, command, log, progress)
 }
 
 fn class_path(libs: &Path) -> Result<String> {
