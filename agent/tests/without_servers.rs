@@ -331,3 +331,41 @@ fn thousands_of_mirrors_are_one_call() {
     let listener = served.join().unwrap();
     assert!(listener.accept().is_err(), "a second call was made");
 }
+
+/// What one configuration cannot show the agents tell one another.
+#[test]
+fn a_circle_over_two_agents_is_refused_at_the_later_one_until_it_is_open_again() {
+    let shared = tempfile::tempdir().unwrap();
+    let discovery = file_discovery(shared.path());
+    let start = |name: &str, link: &str, from: &str, to: &str| {
+        let mut agent = Agent::prepare("");
+        let plain = west_to_east("payments", &discovery, NOWHERE, NOWHERE, "\"orders\"");
+        let kept = plain.split("[[links]]").next().unwrap().to_owned();
+        agent.configure(&format!(
+            "{kept}[[links]]\nname = {link:?}\nsource = {from:?}\ndestination = {to:?}\ntopics = [\"orders\"]\nfollow_fleet = false\n"
+        ));
+        let named = text(&agent).replacen("name = \"test\"", &format!("name = {name:?}"), 1);
+        std::fs::write(agent.config(), named).unwrap();
+        agent.spawn();
+        agent
+    };
+    let reason = |agent: &Agent| {
+        let status = agent.json(&["status"]);
+        status["links"][0]["reason"].as_str().map(str::to_owned)
+    };
+    let one = start("one", "there", "west", "east");
+    one.until("it has announced itself", |_| {
+        std::fs::read_to_string(shared.path().join("discovery/payments/agents.json"))
+            .is_ok_and(|all| all.contains("\"there\""))
+    });
+    let two = start("two", "back", "east", "west");
+    two.until("the circle is refused", |two| reason(two).is_some());
+    let told = reason(&two).unwrap();
+    for part in ["\"orders\"", "\"there (agent one)\"", "circle"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(reason(&one), None);
+    let changed = one.cli(&["link", "update", "there", "topics=payments"]);
+    assert_eq!(changed.code, 0, "{changed:?}");
+    two.until("the circle is open", |two| reason(two).is_none());
+}

@@ -10,16 +10,14 @@ use super::LinkSection;
 use super::document::Entry;
 
 /// The link that closes a circle with one that runs always, and a topic (or the beginning of its name) that both take.
-pub(super) fn back_to_the_source<'l>(
-    links: &'l [Entry<LinkSection>],
+pub(crate) fn back_to_the_source<'l>(
+    links: impl Iterator<Item = &'l LinkSection>,
     link: &'l LinkSection,
 ) -> Option<(&'l str, &'l str)> {
     if link.follow_fleet || !link.prefix.is_empty() {
         return None;
     }
     let others: Vec<(&LinkSection, &str)> = links
-        .iter()
-        .filter_map(|entry| entry.value.as_ref())
         .filter(|other| other.name != link.name && other.prefix.is_empty())
         .filter_map(|other| Some((other, shared(link, other)?)))
         .collect();

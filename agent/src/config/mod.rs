@@ -23,6 +23,7 @@ use standfast_secrets::SecretsOptions;
 
 pub(crate) use acl_sync::AclSyncSection;
 pub(crate) use byte_rate::ByteRate;
+pub(crate) use loops::back_to_the_source;
 pub(crate) use problems::ConfigError;
 pub(crate) use runtime::{FIXED, LinkBase, LinkEntry, LinkProblem, Origin, RuntimeLinks, Settings};
 

@@ -286,7 +286,9 @@ pub(super) fn check_links(
                 ),
             );
         }
-        if let Some((other, topic)) = loops::back_to_the_source(links, link) {
+        if let Some((other, topic)) =
+            loops::back_to_the_source(links.iter().filter_map(|entry| entry.value.as_ref()), link)
+        {
             problem(
                 "follow_fleet",
                 format!(

@@ -23,6 +23,7 @@ use standfast_discovery::{
 };
 use standfast_secrets::{SecretPath, Secrets, SecretsHandle, SecretsWatch};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +40,7 @@ pub(crate) use restore::Restores;
 pub(crate) use verification::Verifications;
 
 use health::{Probe, ProbeHandle};
-use link::{Colleague, Registry, RegistryParts};
+use link::{Circles, Colleague, Refused, Registry, RegistryParts};
 
 /// Sub-folder of data_dir for the last known fleet record.
 const RECORD_FOLDER: &str = "discovery";
@@ -55,6 +56,7 @@ pub(crate) struct Daemon {
     secrets: SecretsWatch,
     probes: Vec<Probe>,
     links: Registry,
+    circles: Circles,
     /// Held for as long as the daemon lives.
     _data_dir: File,
 }
@@ -89,6 +91,7 @@ impl Daemon {
             .watch(secret_paths(config.clusters.values())?);
 
         let (probes, probe_handles) = build_probes(&config, &secrets);
+        let (refused, refused_links) = watch::channel(Refused::default());
         let parts = RegistryParts {
             data_dir: config.agent.data_dir.clone(),
             clusters: config.clusters.clone(),
@@ -99,9 +102,16 @@ impl Daemon {
                 discovery: discovery.clone(),
                 fleet: config.fleet.name.clone(),
                 lock_ttl: config.failover.lock_ttl,
+                refused: refused_links,
             },
         };
+        let colleague = parts.colleague.clone();
         let (links, handle) = Registry::new(&config, parts)?;
+        let circles = Circles {
+            colleague,
+            links: handle.clone(),
+            refused,
+        };
         let link_set = LinkSet::new(handle, probe_handles);
         let coordination = DiscoveryCoordination {
             discovery,
@@ -140,6 +150,7 @@ impl Daemon {
             secrets: secrets_watch,
             probes,
             links,
+            circles,
             _data_dir: data_dir,
         })
     }
@@ -161,6 +172,7 @@ impl Daemon {
             secrets,
             probes,
             links,
+            circles,
             _data_dir,
         } = self;
         // The links and what they rest upon outlive the API: a failover that is under way still needs them.
@@ -172,6 +184,7 @@ impl Daemon {
             tasks.spawn(probe.run(end.clone()));
         }
         tasks.spawn(links.run(end.clone()));
+        tasks.spawn(circles.run(end.clone()));
         let operations = state.operations.clone();
         let api = http::serve(listener, state, shutdown.clone());
         let mut api = tokio::spawn(api);

@@ -17,6 +17,7 @@
 //! backend is gone it keeps the last view and says so ([`ViewSource::Stale`]).
 #![forbid(unsafe_code)]
 
+mod announce;
 mod atomic_file;
 mod bootstrap;
 mod cache;
@@ -32,11 +33,13 @@ mod record;
 mod view;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+pub use announce::{ANNOUNCED_FOR, Announcement};
 pub use bootstrap::{MAX_BOOTSTRAP_BROKERS, parse_bootstrap};
 pub use error::Error;
 pub use handoff::Handoff;
@@ -197,6 +200,22 @@ impl Discovery {
             Backend::File(_) => None,
         };
         FleetWatch::new(fleet, self.backend.clone(), cache)
+    }
+
+    /// Tells the other agents of a fleet something, for [`ANNOUNCED_FOR`], and answers what all of them tell, by their names.
+    ///
+    /// # Errors
+    /// As [`compare_and_set`](Self::compare_and_set); [`Error::Unavailable`] also if others were faster again and again.
+    pub async fn announce(
+        &self,
+        fleet: &FleetName,
+        agent: &str,
+        content: &serde_json::Value,
+    ) -> Result<BTreeMap<String, Announcement>, Error> {
+        match &self.backend {
+            Backend::Consul(consul) => consul.announce(fleet, agent, content).await,
+            Backend::File(store) => store.announce(fleet, agent, content).await,
+        }
     }
 
     /// Takes the fleet's lock, or fails at once if somebody else holds it. `holder` is shown to others.

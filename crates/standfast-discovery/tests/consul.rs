@@ -26,6 +26,20 @@ fn on(consul: &Consul) -> Discovery {
 }
 
 #[tokio::test]
+async fn agents_that_announce_themselves_at_once_know_of_one_another() {
+    let consul = Consul::start().unwrap();
+    let announce = async |name: &str| {
+        let content = serde_json::json!({ "of": name });
+        on(&consul).announce(&fleet(), name, &content).await
+    };
+    let (one, two) = tokio::join!(announce("one"), announce("two"));
+    let told = one.unwrap().len().max(two.unwrap().len());
+    assert_eq!(told, 2, "the second one knows of the first");
+    let all = announce("one").await.unwrap();
+    assert_eq!(all["two"].content["of"], "two");
+}
+
+#[tokio::test]
 async fn create_read_replace_conflict() {
     let consul = Consul::start().unwrap();
     let discovery = on(&consul);

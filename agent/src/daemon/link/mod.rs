@@ -2,6 +2,7 @@
 //!
 //! The rule that everything here serves: a link never writes into the cluster that the record calls active.
 
+mod circles;
 mod edit;
 mod kept;
 mod registry;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::api::Applied;
 use crate::config::{LinkEntry, LinkSection};
 
+pub(crate) use circles::{Circles, Refused};
 use kept::{Keeper, KeptState};
 pub(crate) use registry::{Links, Registry, RegistryParts};
 pub(crate) use sharing::Colleague;

@@ -10,6 +10,7 @@ use standfast_link::{Lifecycle, SharingOptions};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::circles::Refused;
 use super::rule::{Verdict, verdict};
 use crate::config::LinkSection;
 
@@ -25,6 +26,8 @@ pub(crate) struct Colleague {
     pub(crate) discovery: Discovery,
     pub(crate) fleet: FleetName,
     pub(crate) lock_ttl: Duration,
+    /// Links that close a circle with those of other agents.
+    pub(crate) refused: watch::Receiver<Refused>,
 }
 
 /// Runs beside a shared link; ends when it is dropped, and gives the lock back.

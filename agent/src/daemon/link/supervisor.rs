@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use standfast_discovery::{ClusterEntry, Epoch, FleetWatchHandle};
+use standfast_discovery::{ClusterEntry, Epoch, FleetRecord, FleetWatchHandle};
 use standfast_link::{Link, LinkDescription, LinkHandle, LinkName, LinkOptions, SharingOptions};
 use standfast_secrets::SecretsHandle;
 use standfast_wire::{ClusterOptions, SharedLogin};
@@ -122,7 +122,8 @@ impl LinkSupervisor {
     /// Supervises until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let (mut fleet, mut secrets) = (self.fleet.clone(), self.secrets.clone());
-        let (mut fleet_end, mut secrets_end) = (false, false);
+        let mut refused = self.colleague.refused.clone();
+        let (mut fleet_end, mut secrets_end, mut refused_end) = (false, false, false);
         loop {
             self.settle().await;
             let restart_at = self.restart.at;
@@ -133,6 +134,7 @@ impl LinkSupervisor {
                 command = self.commands.recv() => command.map_or(Event::Shutdown, Event::Command),
                 ended = ended(&mut self.running) => Event::Ended(ended),
                 changed = secrets.changed(), if !secrets_end => { secrets_end = changed.is_err(); Event::Look }
+                changed = refused.changed(), if !refused_end => { refused_end = changed.is_err(); Event::Look }
                 () = sleep_until(restart_at) => { self.restart.at = None; Event::Look }
             };
             match next {
@@ -147,7 +149,7 @@ impl LinkSupervisor {
     /// Makes what runs agree with what may run.
     async fn settle(&mut self) {
         let view = self.fleet.borrow();
-        if let Verdict::Hold(reason) = verdict(view.record.as_deref(), &self.section) {
+        if let Verdict::Hold(reason) = self.verdict(view.record.as_deref()) {
             let flipped_here = self.stopped.is_some();
             self.stopped = self
                 .stopped
@@ -191,6 +193,14 @@ impl LinkSupervisor {
                     self.start(options);
                 }
             }
+        }
+    }
+
+    fn verdict(&self, record: Option<&FleetRecord>) -> Verdict {
+        let refused = self.colleague.refused.borrow();
+        match refused.get(&self.section.name) {
+            Some(reason) => Verdict::Hold(reason.clone()),
+            None => verdict(record, &self.section),
         }
     }
 

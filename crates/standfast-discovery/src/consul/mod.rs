@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::announce::{self, Announcements};
 use crate::error::Error;
 use crate::handoff::Handoff;
 use crate::name::{Epoch, FleetName};
@@ -234,6 +235,34 @@ impl Consul {
     }
 
     /// A consistent read from the first address that answers.
+    pub(crate) async fn announce(
+        &self,
+        fleet: &FleetName,
+        agent: &str,
+        content: &serde_json::Value,
+    ) -> Result<Announcements, Error> {
+        let key = self.key(fleet, announce::KEY);
+        let mut failures = Failures::default();
+        for tries in 1..=announce::TRIES {
+            let (address, entry) = self.get_from_first(&key).await?;
+            let cas = entry.as_ref().map_or(0, |entry| entry.modify_index);
+            let stored = entry.as_ref().map(|entry| entry.value.as_slice());
+            let (all, json) =
+                announce::with(stored, agent, content).map_err(|reason| Error::Invalid {
+                    key: key.clone(),
+                    reason,
+                })?;
+            match self.put(address, &key, Put::CheckAndSet(cas), &json).await {
+                Ok(true) => return Ok(all),
+                // Another agent was faster.
+                Ok(false) if tries < announce::TRIES => {}
+                Ok(false) => failures.push(self.refused(address), &key)?,
+                Err(failure) => failures.push(failure, &key)?,
+            }
+        }
+        Err(failures.into_error(&key))
+    }
+
     async fn get_from_first(&self, key: &str) -> Result<(usize, Option<Entry>), Error> {
         let mut failures = Failures::default();
         for address in self.order(None) {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::announce::{self, Announcements};
 use crate::atomic_file;
 use crate::error::Error;
 use crate::handoff::Handoff;
@@ -138,6 +139,30 @@ impl FileStore {
                 key: path.display().to_string(),
                 reason,
             })
+        })
+        .await
+    }
+
+    pub(crate) async fn announce(
+        &self,
+        fleet: &FleetName,
+        agent: &str,
+        content: &serde_json::Value,
+    ) -> Result<Announcements, Error> {
+        let path = self.folder.join(format!("{fleet}/{}.json", announce::KEY));
+        let (agent, content) = (agent.to_owned(), content.clone());
+        blocking(move || {
+            let _lock = lock_for_writing(&path)?;
+            let stored = atomic_file::read(&path).map_err(Error::io("reading", &path))?;
+            let (all, json) =
+                announce::with(stored.as_deref(), &agent, &content).map_err(|reason| {
+                    Error::Invalid {
+                        key: path.display().to_string(),
+                        reason,
+                    }
+                })?;
+            atomic_file::replace(&path, &json).map_err(Error::io("writing", &path))?;
+            Ok(all)
         })
         .await
     }
