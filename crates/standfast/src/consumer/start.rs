@@ -296,6 +296,17 @@ mod tests {
         );
     }
 
+    /// A commit of an earlier epoch may lie above what was mirrored.
+    #[test]
+    fn a_committed_offset_waits_for_the_handoff() {
+        let k = known(None, Some((9, Some(3))));
+        assert!(matches!(k.decide(|_| Bound::Pending), Start::Hold { .. }));
+        assert_eq!(k.decide(|_| Bound::Below(6)), at(6, StartReason::Handoff));
+        // Somebody else's commit has no epoch: there is nothing to wait for.
+        let k = known(None, Some((9, None)));
+        assert_eq!(k.decide(|_| Bound::Pending), at(9, StartReason::Committed));
+    }
+
     #[test]
     fn committed_offsets_and_the_policy() {
         assert_eq!(
