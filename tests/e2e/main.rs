@@ -1,6 +1,7 @@
 //! End-to-end tests: the `standfast` binary and the wrapper on real servers. One file per theme.
 
 mod bad_input;
+mod chaos;
 mod crash;
 mod cut_off;
 mod divergence;

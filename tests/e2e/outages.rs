@@ -1,139 +1,31 @@
 //! Consul gone, Vault sealed, its token expired, nonsense in the record: the application works on with what it knows.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use standfast::discovery::{ConsulOptions, DiscoveryOptions};
-use standfast::secrets::{SecretsOptions, VaultAuth, VaultOptions};
-use standfast::{Fleet, FleetEvent};
-use standfast_servers::{Consul, KafkaCluster, Vault};
-use standfast_tests::agent::{Agent, AgentConfig};
+use standfast::FleetEvent;
+use standfast_tests::agent::Agent;
 use standfast_tests::application::Application;
-use standfast_tests::pair::Pair;
+use standfast_tests::site::{RECORD, Site, TOKEN_TTL};
 use standfast_tests::wait;
 
 const TOPIC: &str = "outages";
 const PARTITIONS: i32 = 2;
-const RECORD: &str = "standfast/payments/active";
 const SOON: Duration = Duration::from_secs(60);
-/// Time to live of the AppRole's tokens: one that cannot be renewed has expired after it.
-const TOKEN_TTL: Duration = Duration::from_secs(3);
-const READ_KAFKA: &str = r#"path "secret/data/kafka/*" { capabilities = ["read"] }"#;
 /// Records in each direction that show that work goes on.
 const SOME: usize = 500;
 
-struct Site {
-    pair: Pair,
-    consul: Consul,
-    vault: Vault,
-    role_id: String,
-    secret_id_file: PathBuf,
-}
-
-impl Site {
-    fn start() -> Self {
-        let cluster = |name: &str| KafkaCluster::builder(name).sasl_plain("app", "right");
-        let (pair, consul, vault) = std::thread::scope(|scope| {
-            let pair = scope.spawn(|| Pair::start_with(cluster("west"), cluster("east")));
-            let consul = scope.spawn(|| Consul::start().expect("Consul"));
-            let vault = scope.spawn(|| Vault::start().expect("Vault"));
-            (
-                pair.join().expect("pair"),
-                consul.join().expect("Consul"),
-                vault.join().expect("Vault"),
-            )
-        });
-        for name in ["kafka/west", "kafka/east"] {
-            put_password(&vault, name, "right");
-        }
-        let ttl = format!("{}s", TOKEN_TTL.as_secs());
-        let (role_id, secret_id) = vault
-            .create_app_role("kafka", READ_KAFKA, &ttl)
-            .expect("AppRole");
-        let secret_id_file = pair.folder().join("secret-id");
-        std::fs::write(&secret_id_file, secret_id).expect("secret id");
-        pair.west
-            .create_topic(TOPIC, PARTITIONS, &[])
-            .expect("topic");
-        Self {
-            pair,
-            consul,
-            vault,
-            role_id,
-            secret_id_file,
-        }
-    }
-
-    fn agent(&self) -> Agent {
-        let mut config = AgentConfig::of(&self.pair, &[TOPIC]);
-        config.discovery = format!(
-            "backend = \"consul\"\naddresses = [{:?}]\nrequest_timeout = \"1s\"",
-            self.consul.addr()
-        );
-        config.secrets = format!(
-            "backend = \"vault\"\naddress = {:?}\nrefresh = \"300ms\"\nrequest_timeout = \"2s\"\n\
-             auth = {{ method = \"approle\", role_id = {:?}, secret_id_file = {:?} }}",
-            self.vault.addr(),
-            self.role_id,
-            self.secret_id_file
-        );
-        let sasl = |cluster: &KafkaCluster| cluster.sasl_bootstrap().expect("SASL listener");
-        config.bootstrap = [sasl(&self.pair.west), sasl(&self.pair.east)];
-        let security = "security_protocol = \"SASL_PLAINTEXT\"\nsasl_mechanism = \"PLAIN\"";
-        config.west_lines = format!("secret = \"kafka/west\"\n{security}");
-        config.east_lines = format!("secret = \"kafka/east\"\n{security}");
-        config.groups = vec!["billing".to_owned()];
-        Agent::start(&self.pair, &config)
-    }
-
-    fn application(&self) -> Application {
-        let consul = ConsulOptions {
-            addresses: vec![self.consul.addr()],
-            request_timeout: Duration::from_secs(1),
-            ..ConsulOptions::default()
-        };
-        let auth = VaultAuth::approle(self.role_id.clone(), &self.secret_id_file);
-        let vault = VaultOptions {
-            refresh: Duration::from_millis(300),
-            request_timeout: Duration::from_secs(2),
-            ..VaultOptions::new(self.vault.addr(), auth)
-        };
-        let fleet = Fleet::builder("payments")
-            .discovery(DiscoveryOptions::Consul(consul))
-            .secrets(SecretsOptions::Vault(vault));
-        Application::start(fleet, TOPIC)
-    }
-
-    /// The record as it is stored.
-    fn record(&self) -> Value {
-        let text = self.consul.kv_get(RECORD).expect("Consul");
-        serde_json::from_str(&text.expect("a record")).expect("JSON")
-    }
-
-    fn put_record(&self, record: &Value) {
-        self.consul
-            .kv_put(RECORD, record.to_string().as_bytes())
-            .expect("Consul");
-    }
-
-    /// Records on east; none while there is no mirror topic yet.
-    fn east_end(&self) -> i64 {
-        let ends = self.pair.east.log_end_offsets(TOPIC);
-        ends.map_or(0, |ends| ends.iter().sum())
-    }
-}
-
-fn put_password(vault: &Vault, secret: &str, password: &str) {
-    let fields = [("username", "app"), ("password", password)];
-    vault.put_secret(secret, &fields).expect("put");
+/// Records on east; none while there is no mirror topic yet.
+fn east_end(site: &Site) -> i64 {
+    let ends = site.pair.east.log_end_offsets(TOPIC);
+    ends.map_or(0, |ends| ends.iter().sum())
 }
 
 #[test]
 fn applications_outlive_consul_vault_and_nonsense() {
-    let mut site = Site::start();
-    let agent = site.agent();
-    let mut application = site.application();
+    let mut site = Site::start(TOPIC, PARTITIONS);
+    let agent = Agent::start(&site.pair, &site.agent_config());
+    let mut application = Application::start(site.fleet(), TOPIC);
     application.wait_progress("the application works", SOME, SOON);
     wait_mirroring(&site, "with credentials from Vault");
 
@@ -181,9 +73,9 @@ fn ready_on(cluster: &'static str) -> impl FnMut(&FleetEvent) -> Option<()> {
 }
 
 fn wait_mirroring(site: &Site, when: &str) {
-    let before = site.east_end();
+    let before = east_end(site);
     wait::until_true(&format!("mirroring goes on {when}"), SOON, || {
-        site.east_end() > before + SOME as i64
+        east_end(site) > before + SOME as i64
     });
 }
 
@@ -220,7 +112,7 @@ fn vault_is_sealed(site: &mut Site, application: &Application) {
     application.forget_events();
     site.vault.unseal().expect("unseal");
     for (password, version) in [("wrong", 2), ("right", 3)] {
-        put_password(&site.vault, "kafka/west", password);
+        site.put_password("kafka/west", password);
         application.wait_event("new credentials", SOON, |event| match event {
             FleetEvent::CredentialsApplied { version: found, .. } => {
                 (*found == version).then_some(())

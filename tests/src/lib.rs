@@ -6,9 +6,11 @@
 pub mod agent;
 pub mod application;
 pub mod cable;
+pub mod chaos;
 pub mod compare;
 pub mod faulty;
 pub mod load;
 pub mod pair;
+pub mod site;
 pub mod transactions;
 pub mod wait;

@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask demo`, `test`, `servers` and `bench`.
+//! Developer commands: `cargo xtask demo`, `test`, `servers`, `bench` and `chaos`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chaos;
 mod demo;
 mod servers;
 mod test;
@@ -30,6 +31,8 @@ enum Command {
     /// Measurements
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Kill, freeze and flip at random for 15 minutes, and prove that nothing was lost or handed out twice
+    Chaos(chaos::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Servers(command) => servers::run(&command),
         Command::Bench(command) => bench::run(&command),
+        Command::Chaos(arguments) => chaos::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
