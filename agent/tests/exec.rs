@@ -29,7 +29,7 @@ struct Fleet {
     record: RefCell<FleetRecord>,
 }
 
-/// `standfast exec`, killed when dropped.
+/// `standfast exec`, ended when dropped, and with it its program.
 struct Exec(Child);
 
 impl Fleet {
@@ -114,7 +114,7 @@ impl Fleet {
 
 impl Exec {
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+        let _ = kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal);
     }
 
     fn code(mut self) -> Option<i32> {
@@ -131,6 +131,12 @@ impl Exec {
 
 impl Drop for Exec {
     fn drop(&mut self) {
+        // Killed at once it could not end its program.
+        self.signal(Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(10);
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
