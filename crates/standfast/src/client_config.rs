@@ -91,8 +91,9 @@ const CONNECTION: &[&str] = &[
 ];
 
 const FIXED: &[(&str, &str)] = &[
-    // librdkafka must not look for another cluster on its own (KIP-899, librdkafka #5605).
-    ("metadata.recovery.strategy", "none"),
+    // A cluster that wakes up may for a moment name no broker at all; librdkafka 2.10 and later forget those they knew, and with
+    // `none` they never connect again. The bootstrap list is the cluster's own, so this leads to no other cluster (KIP-899).
+    ("metadata.recovery.strategy", "rebootstrap"),
 ];
 
 const BY_RECORD: &str = "the fleet record decides how a cluster is reached; change it there";
@@ -120,7 +121,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("ssl.keystore.password", BY_SECRETS),
     (
         "metadata.recovery.strategy",
-        "a client of one cluster must never look for another one; the fleet record decides",
+        "a client goes back to its own cluster's bootstrap list, and to no other cluster's; the fleet record decides",
     ),
     ("enable.auto.commit", BY_ACK),
     ("auto.commit.enable", BY_ACK),

@@ -66,7 +66,7 @@
 //! | `enable.idempotence` (fixed) | `true` | no duplicates and no reordering within a cluster |
 //! | `partitioner` | `murmur2_random` | as Java: a key has the same partition whoever writes it |
 //! | `message.timeout.ms` (fixed) | `0` | librdkafka never gives a record up, the wrapper decides |
-//! | `metadata.recovery.strategy` (fixed) | `none` | a client must not look for another cluster by itself |
+//! | `metadata.recovery.strategy` (fixed) | `rebootstrap` | a cluster that names no broker for a moment is found again, by its own bootstrap list |
 //! | `enable.auto.commit`, `enable.auto.offset.store` (fixed) | `false` | only acknowledged records are committed |
 //! | `auto.offset.reset` (fixed) | `error` | [`MissingOffset`] decides, never a silent jump |
 //! | `socket.timeout.ms` (consumer) | `10000` | an old client of a frozen cluster is gone sooner |

@@ -87,8 +87,6 @@ fn connect(cli: &Cli, bootstrap: &str) -> anyhow::Result<StreamConsumer> {
         .set("bootstrap.servers", bootstrap)
         .set("group.id", &cli.group)
         .set("auto.offset.reset", "earliest")
-        // librdkafka must not look for another cluster on its own.
-        .set("metadata.recovery.strategy", "none")
         .create()?;
     consumer.subscribe(&[&cli.topic])?;
     Ok(consumer)

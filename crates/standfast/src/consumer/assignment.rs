@@ -34,6 +34,8 @@ type Key = (String, i32);
 pub(super) struct Assignment {
     running: HashMap<String, HashMap<i32, Running>>,
     held: BTreeMap<Key, Held>,
+    /// Taken away while the group could not be told how far they were read; should they come back, reading goes on there.
+    lost: HashMap<Key, Carried>,
     pub(super) paused: bool,
     retry_at: Option<Instant>,
     /// Partitions are held while the handoff of the flip is being read.
@@ -73,7 +75,8 @@ impl Assignment {
         for key in partitions {
             let carried = context
                 .shared
-                .take_carried(context.source().generation, &key);
+                .take_carried(context.source().generation, &key)
+                .or_else(|| self.lost.remove(&key));
             self.held.insert(
                 key,
                 Held {
@@ -133,7 +136,8 @@ impl Assignment {
 
     /// Gives partitions back. What was acknowledged is committed first.
     pub(super) fn revoke(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: &[Key]) {
-        if !consumer.assignment_lost() {
+        let lost = consumer.assignment_lost();
+        if !lost {
             self.commit(consumer);
         }
         let context = consumer.context();
@@ -151,9 +155,20 @@ impl Assignment {
                 .get_mut(&key.0)
                 .and_then(|numbers| numbers.remove(&key.1));
             if let Some(running) = running {
-                running.partition.end();
                 context.shared.disown(context.source().generation, key);
                 removed.add_partition(&key.0, key.1);
+                if lost {
+                    running.partition.freeze();
+                    let carried = Carried {
+                        partition: running.partition,
+                        from: context.shared.epoch(),
+                        same_cluster: true,
+                        handed_over: false,
+                    };
+                    self.lost.insert(key.clone(), carried);
+                } else {
+                    running.partition.end();
+                }
             }
         }
         let outcome = match consumer.rebalance_protocol() {

@@ -151,8 +151,9 @@ impl Own {
             }
             _ => self.next,
         };
-        // A commit made after the flip: another member has been reading here meanwhile.
-        if let Some(newer) = committed.filter(|c| c.epoch.is_some_and(|epoch| epoch > self.from))
+        // A commit made after the flip, or further on in the same log: another member has been reading here meanwhile.
+        let is_newer = |c: &Committed| self.same_cluster || c.epoch.is_some_and(|e| e > self.from);
+        if let Some(newer) = committed.filter(is_newer)
             && newer.offset > self.next.min(mirrored)
         {
             return Start::At {
@@ -294,6 +295,12 @@ mod tests {
             k.decide(|_| Bound::Unknown),
             at(7, StartReason::OwnPosition)
         );
+        // Another member has read on while this one was not in the group.
+        k.committed = Some(Committed {
+            offset: 9,
+            epoch: Some(Epoch(4)),
+        });
+        assert_eq!(k.decide(|_| Bound::Unknown), at(9, StartReason::Committed));
     }
 
     /// A commit of an earlier epoch may lie above what was mirrored.

@@ -6,6 +6,7 @@ mod before;
 mod connect;
 mod consumer;
 mod fleet;
+mod frozen;
 mod harness;
 mod producer;
 mod replay;
