@@ -68,6 +68,12 @@ pub struct Received {
 impl Application {
     /// Connects, starts the consumer (group `billing`) and then the load.
     pub fn start(fleet: FleetBuilder, topic: &str) -> Self {
+        // As `RUST_LOG` says: nothing, unless somebody looks for something.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .try_init();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -168,8 +168,8 @@ impl FleetBuilder {
         self
     }
 
-    /// Whether every producer and consumer keeps a connected client of each other cluster of the fleet; default true. A flip
-    /// then finds it logged in and with its metadata, and a standby that cannot be used shows beforehand. What one costs
+    /// Whether every producer and consumer keeps a connected client of each other cluster of the fleet; default true. A producer's
+    /// flip then finds it logged in and with its metadata, and a standby that cannot be used shows beforehand. What one costs
     /// while nothing happens is in the project's BENCHMARKS.md. It is made 2 s after a start or a flip.
     pub fn warm_standbys(mut self, warm: bool) -> Self {
         self.warm_standbys = warm;

@@ -32,7 +32,7 @@
 //! - [`FailoverConsumer`]: mirrored logs have the same offsets, so it goes on at its own position, or at the *handoff*
 //!   offset (up to there the new cluster has the old one's log) if it had read further. What comes again is left out.
 //! - Each producer and consumer keeps a connected client of every other cluster ([`FleetBuilder::warm_standbys`]), so that a
-//!   flip finds it logged in. What is wrong with a standby's address or credentials shows before they are needed
+//!   producer's flip finds it logged in. What is wrong with a standby's address or credentials shows before they are needed
 //!   ([`FleetEvent::StandbyFailed`], [`Stats::standbys_ready`]).
 //! - The old client is taken down in the background. Nothing waits for a cluster that may be gone.
 //! - Discovery or Vault gone: everything goes on with what is known ([`FleetEvent::DiscoveryLost`]).

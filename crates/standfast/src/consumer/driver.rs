@@ -117,7 +117,9 @@ impl Driver {
 
     fn begin(&mut self, target: Arc<Target>) -> Option<Generation> {
         self.generations += 1;
-        let warm = self.standbys.take(&target);
+        // It has proven that the cluster lets this consumer in, and is not used itself: librdkafka 2.12.1 keeps the leader epochs that
+        // it once saw, and would read nothing from a topic that `mirror restore --mode full` has made anew meanwhile.
+        drop(self.standbys.take(&target));
         let stop = CancellationToken::new();
         let (ready_sender, ready) = oneshot::channel();
         let (ended_sender, ended) = oneshot::channel();
@@ -127,7 +129,6 @@ impl Driver {
             generation: self.generations,
             stop: stop.clone(),
             ready: ready_sender,
-            warm,
         };
         if let Err(error) = worker::spawn(worker, ended_sender) {
             tracing::error!(client = self.shared.name.as_str(), %error, "no thread for a new Kafka client");

@@ -23,7 +23,6 @@ use crate::event::FleetEvent;
 use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
-use crate::warm::Warm;
 
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -71,8 +70,6 @@ pub(super) struct Worker {
     pub(super) generation: u64,
     pub(super) stop: CancellationToken,
     pub(super) ready: oneshot::Sender<Ready>,
-    /// A connected client of the target.
-    pub(super) warm: Option<Warm<ConsumerClient>>,
 }
 
 impl Worker {
@@ -84,21 +81,13 @@ impl Worker {
             generation,
             stop,
             ready,
-            warm,
         } = self;
         let connect = connect_to(&shared, Arc::clone(&target), stop.clone(), false);
-        let warm = warm.and_then(Warm::client);
-        add(
-            &shared.fleet.counters.warm_starts,
-            usize::from(warm.is_some()),
+        let connected = connect.run(
+            || make(&shared, &target),
+            |consumer, timeout| cluster_id(&consumer.0, &shared.topics, timeout),
+            |consumer| retire(consumer.0, TopicPartitionList::new()),
         );
-        let connected = warm.or_else(|| {
-            connect.run(
-                || make(&shared, &target),
-                |consumer, timeout| cluster_id(&consumer.0, &shared.topics, timeout),
-                |consumer| retire(consumer.0, TopicPartitionList::new()),
-            )
-        });
         let Some((ConsumerClient(consumer), cluster_id)) = connected else {
             return Ended::Stopped;
         };
@@ -107,7 +96,6 @@ impl Worker {
             epoch: target.epoch,
             cluster: target.cluster.clone(),
         };
-        // It is a new client's first use.
         let _ = consumer.context().source.set(Arc::new(source));
         if stop.is_cancelled() || !shared.take_over(generation, &target, &cluster_id) {
             retire(consumer, TopicPartitionList::new());
