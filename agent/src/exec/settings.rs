@@ -151,6 +151,12 @@ struct ConfigFile {
     secrets: Option<SecretsOptions>,
     #[serde(rename = "connect_timeout")]
     _connect_timeout: Option<IgnoredAny>,
+    #[serde(rename = "warm_standbys")]
+    _warm_standbys: Option<IgnoredAny>,
+    #[serde(rename = "lease")]
+    _lease: Option<IgnoredAny>,
+    #[serde(rename = "credential_cache")]
+    _credential_cache: Option<IgnoredAny>,
     #[serde(rename = "agent")]
     _agent: Option<IgnoredAny>,
     #[serde(rename = "fleet")]
@@ -310,6 +316,14 @@ mod tests {
         assert_eq!(
             found.expect("settings").discovery,
             DiscoveryOptions::file("/d")
+        );
+        let every_key_of_the_wrapper = "connect_timeout = \"30s\"\nwarm_standbys = true\nlease = \"30s\"\n\
+            credential_cache = \"/c.toml\"\n[discovery]\nbackend = \"file\"\npath = \"/w\"\n";
+        std::fs::write(&path, every_key_of_the_wrapper).expect("write");
+        let found = settings(&["exec", "--fleet", "f", "-c", &path, "--", "cat"]);
+        assert_eq!(
+            found.expect("settings").discovery,
+            DiscoveryOptions::file("/w")
         );
         std::fs::write(&path, "[discvery]\nbackend = \"file\"\n").expect("write");
         let refused = settings(&["exec", "--fleet", "f", "-c", &path, "--", "cat"]);
