@@ -9,7 +9,7 @@ use standfast_wire::{
 use crate::oauth::ClientCredentials;
 
 /// Kafka's default when neither the entry nor the secret names one.
-const DEFAULT_MECHANISM: SaslMechanism = SaslMechanism::Plain;
+const DEFAULT_MECHANISM: &str = "PLAIN";
 
 /// Why a cluster cannot be connected to yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,19 +114,9 @@ fn sasl(
     entry: &ClusterEntry,
     credentials: Option<&Credentials>,
 ) -> Result<SaslOptions, ClusterError> {
-    let login = credentials.and_then(|c| Some((c, c.username.as_ref()?, c.password.as_ref()?)));
-    let Some((credentials, username, password)) = login else {
-        return Err(ClusterError::Invalid(format!(
-            "security_protocol {} needs a secret with username and password",
-            entry.security_protocol
-        )));
-    };
-    let named = credentials
-        .sasl_mechanism
-        .as_deref()
-        .or(entry.sasl_mechanism.as_deref());
-    let mechanism = named
-        .map_or(Ok(DEFAULT_MECHANISM), str::parse)
+    let (credentials, username, password) = sasl_login(entry, credentials)?;
+    let mechanism: SaslMechanism = mechanism(entry, Some(credentials))
+        .parse()
         .map_err(|e: standfast_wire::Error| ClusterError::Invalid(e.to_string()))?;
     let token = (mechanism == SaslMechanism::OAuthBearer)
         .then(|| token_source(credentials, username, password))
@@ -137,6 +127,34 @@ fn sasl(
         password: password.expose().to_owned().into(),
         token,
     })
+}
+
+/// What a cluster with SASL is logged in to with.
+///
+/// # Errors
+/// There is no secret, or it holds certificates only.
+pub(crate) fn sasl_login<'c>(
+    entry: &ClusterEntry,
+    credentials: Option<&'c Credentials>,
+) -> Result<(&'c Credentials, &'c String, &'c SecretString), ClusterError> {
+    let login = credentials.and_then(|c| Some((c, c.username.as_ref()?, c.password.as_ref()?)));
+    login.ok_or_else(|| {
+        ClusterError::Invalid(format!(
+            "security_protocol {} needs a secret with username and password",
+            entry.security_protocol
+        ))
+    })
+}
+
+/// The SASL mechanism that the secret names, or else the entry, or else Kafka's default.
+pub(crate) fn mechanism<'c>(
+    entry: &'c ClusterEntry,
+    credentials: Option<&'c Credentials>,
+) -> &'c str {
+    let of_secret = credentials.and_then(|c| c.sasl_mechanism.as_deref());
+    of_secret
+        .or(entry.sasl_mechanism.as_deref())
+        .unwrap_or(DEFAULT_MECHANISM)
 }
 
 fn token_source(

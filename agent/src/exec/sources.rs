@@ -14,9 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::settings::Settings;
 use crate::clusters;
 
-/// Kafka's default when neither the record nor the secret names one.
-const DEFAULT_MECHANISM: &str = "PLAIN";
-
 /// The cluster to use, and all that is needed to use it.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -41,12 +38,8 @@ impl Target {
 
     /// SASL mechanism, if the cluster is reached by SASL.
     pub(super) fn mechanism(&self) -> Option<&str> {
-        let of_secret = || self.credentials.as_ref()?.sasl_mechanism.as_deref();
-        clusters::uses_sasl(self.entry.security_protocol).then(|| {
-            of_secret()
-                .or(self.entry.sasl_mechanism.as_deref())
-                .unwrap_or(DEFAULT_MECHANISM)
-        })
+        clusters::uses_sasl(self.entry.security_protocol)
+            .then(|| clusters::mechanism(&self.entry, self.credentials.as_deref()))
     }
 }
 
@@ -165,13 +158,9 @@ fn target(
         None => None,
         Some(path) => Some(read(secrets, &path)?),
     };
-    let named = credentials.as_ref().and_then(|c| c.username.as_ref());
-    if clusters::uses_sasl(entry.security_protocol) && named.is_none() {
-        bail!(
-            "cluster {}: security_protocol {} needs a secret with username and password",
-            record.active,
-            entry.security_protocol
-        );
+    if clusters::uses_sasl(entry.security_protocol) {
+        clusters::sasl_login(entry, credentials.as_deref())
+            .with_context(|| format!("cluster {}", record.active))?;
     }
     Ok(Target {
         fleet: fleet.clone(),
