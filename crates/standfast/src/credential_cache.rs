@@ -3,13 +3,14 @@
 //! The file has the format of the file backend and is read by it, with its rules: mode 0600, nobody else's.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use standfast_secrets::{Credentials, SecretPath, Secrets, SecretsHandle, SecretsOptions};
+use standfast_secrets::{
+    Credentials, SecretPath, Secrets, SecretsHandle, SecretsOptions, replace_private_file,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
@@ -99,19 +100,7 @@ fn write(path: &Path, secrets: &BTreeMap<SecretPath, Arc<Credentials>>) -> io::R
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let new = path.with_extension("toml.new");
-    // Never through a link, nor into a file that somebody else has open.
-    if new.symlink_metadata().is_ok() {
-        fs::remove_file(&new)?;
-    }
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    replace_private_file(path, &text)
 }
 
 fn fields(credentials: &Credentials) -> BTreeMap<&'static str, &str> {
