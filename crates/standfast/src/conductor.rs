@@ -142,12 +142,7 @@ impl Conductor {
     }
 
     fn begin_epoch(&mut self, record: &FleetRecord) {
-        let paths = record
-            .clusters
-            .values()
-            .filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok())
-            .collect();
-        let paths: Vec<SecretPath> = paths;
+        let paths: Vec<SecretPath> = secret_paths(record).collect();
         if let Some(cache) = &self.cache {
             cache.set_paths(paths.clone());
         }
@@ -223,11 +218,8 @@ impl Conductor {
 
     fn keep_credentials(&mut self, record: &FleetRecord) {
         let Some(cache) = &mut self.cache else { return };
-        let paths = record
-            .clusters
-            .values()
-            .filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok());
-        let known = paths.filter_map(|path| Some((path.clone(), self.secrets.get(&path)?)));
+        let known =
+            secret_paths(record).filter_map(|path| Some((path.clone(), self.secrets.get(&path)?)));
         cache.store(known.collect());
     }
 
@@ -353,6 +345,12 @@ impl Conductor {
             fleet.emit(FleetEvent::DiscoveryBack);
         }
     }
+}
+
+/// The secrets of all clusters.
+fn secret_paths(record: &FleetRecord) -> impl Iterator<Item = SecretPath> {
+    let entries = record.clusters.values();
+    entries.filter_map(|entry| SecretPath::new(entry.secret.as_ref()?.as_str()).ok())
 }
 
 async fn cache_read(cache: &mut Option<CredentialCache>) {

@@ -41,6 +41,22 @@ pub(crate) struct Connect {
 }
 
 impl Connect {
+    pub(crate) fn new(
+        fleet: &Arc<FleetShared>,
+        client: &ClientName,
+        target: Arc<Target>,
+        cancel: CancellationToken,
+        is_standby: bool,
+    ) -> Self {
+        Self {
+            fleet: Arc::clone(fleet),
+            client: client.clone(),
+            target,
+            cancel,
+            is_standby,
+        }
+    }
+
     /// Makes a client by `make` and asks it for its cluster's id by `ask` until that is the expected one. `None` if
     /// cancelled. Blocks.
     pub(crate) fn run<C>(

@@ -75,7 +75,7 @@ counters! {
     commits_failed,
     /// Clients built anew because of a fatal error.
     clients_rebuilt,
-    /// Flips that found a connected client of the new cluster, per producer and consumer.
+    /// Flips that found a connected client of the new cluster, per producer.
     warm_starts,
     /// Clients of standbys that are connected now, with the credentials that a flip would use.
     standbys_ready,

@@ -3,6 +3,7 @@
 //! A flip then finds a client that has its connections, its login and its metadata, instead of beginning with a name
 //! look-up. What is made here is an ordinary client of one cluster, checked by [`Connect`] like any other; the flip takes it
 //! only if the cluster has just answered once more, with the same id. Otherwise the flip makes a new client, as without this.
+//! Only producers take it; a consumer's shows whether the standby lets it in (see `consumer/driver.rs` for why).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -75,7 +75,7 @@ impl Assignment {
         for key in partitions {
             let carried = context
                 .shared
-                .take_carried(context.source().generation, &key)
+                .take_carried(context.source.generation, &key)
                 .or_else(|| self.lost.remove(&key));
             self.held.insert(
                 key,
@@ -148,14 +148,14 @@ impl Assignment {
             {
                 context
                     .shared
-                    .put_back(context.source().generation, key.clone(), carried);
+                    .put_back(context.source.generation, key.clone(), carried);
             }
             let running = self
                 .running
                 .get_mut(&key.0)
                 .and_then(|numbers| numbers.remove(&key.1));
             if let Some(running) = running {
-                context.shared.disown(context.source().generation, key);
+                context.shared.disown(context.source.generation, key);
                 removed.add_partition(&key.0, key.1);
                 if lost {
                     running.partition.freeze();
@@ -195,7 +195,7 @@ impl Assignment {
     /// Sends a commit for everything that was acknowledged since the last one. Does not wait.
     pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
-        if !context.shared.is_current(context.source().generation) {
+        if !context.shared.is_current(context.source.generation) {
             return;
         }
         let epoch = context.shared.epoch();
@@ -437,7 +437,7 @@ impl Assignment {
         );
         context
             .shared
-            .own(context.source().generation, key, &partition);
+            .own(context.source.generation, key, &partition);
         context.shared.fleet.emit(FleetEvent::PartitionStarted {
             client,
             topic: topic.clone(),

@@ -1,22 +1,24 @@
 //! A consumer's Kafka client before it reads: how it is made, connected, and kept ready on a standby.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use tokio_util::sync::CancellationToken;
 
 use super::ConsumerShared;
 use super::assignment::Assignment;
 use super::context::{WorkerContext, retire};
+use super::message::Source;
 use crate::client_config::{self, Role};
 use crate::client_log::ClientLog;
-use crate::connect::Connect;
 use crate::error::{Error, Result};
 use crate::target::Target;
 use crate::warm::{self, Kind, Warmable};
+
+/// Generation of the clients of standbys, which never read for the application; those that do are counted from 1.
+const STANDBY: u64 = 0;
 
 /// A client that has not subscribed: connected, also with the group's coordinator, and no member.
 pub(super) struct ConsumerClient(pub(super) BaseConsumer<WorkerContext>);
@@ -43,39 +45,32 @@ impl Warmable for ConsumerClient {
     }
 }
 
-pub(super) fn connect_to(
-    shared: &Arc<ConsumerShared>,
-    target: Arc<Target>,
-    cancel: CancellationToken,
-    is_standby: bool,
-) -> Connect {
-    Connect {
-        fleet: Arc::clone(&shared.fleet),
-        client: shared.name.clone(),
-        target,
-        cancel,
-        is_standby,
-    }
-}
-
 pub(super) fn standby_kind(shared: &Arc<ConsumerShared>) -> Kind<ConsumerClient> {
     let (maker, asker, user) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
     Kind {
-        make: Box::new(move |target| make(&maker, target)),
+        make: Box::new(move |target| make(&maker, target, STANDBY)),
         ask: Box::new(move |consumer, timeout| cluster_id(&consumer.0, &asker.topics, timeout)),
         discard: Box::new(|consumer| retire(consumer.0, TopicPartitionList::new())),
         topics: Box::new(move || user.topics.clone()),
     }
 }
 
-pub(super) fn make(shared: &Arc<ConsumerShared>, target: &Target) -> Result<ConsumerClient> {
+pub(super) fn make(
+    shared: &Arc<ConsumerShared>,
+    target: &Target,
+    generation: u64,
+) -> Result<ConsumerClient> {
     let role = Role::Consumer {
         group: shared.group.clone(),
     };
     let config = client_config::for_target(&role, &shared.properties, target)?;
     let context = WorkerContext {
         shared: Arc::clone(shared),
-        source: OnceLock::new(),
+        source: Arc::new(Source {
+            generation,
+            epoch: target.epoch,
+            cluster: target.cluster.clone(),
+        }),
         log: ClientLog::new(shared.name.clone(), target.cluster.clone()),
         state: Mutex::new(Assignment::default()),
     };

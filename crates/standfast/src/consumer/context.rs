@@ -1,6 +1,6 @@
 //! What librdkafka calls back into for one generation of a consumer, and how that generation ends.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
@@ -14,8 +14,6 @@ use rdkafka::types::RDKafkaRespErr;
 use super::ConsumerShared;
 use super::assignment::Assignment;
 use super::message::Source;
-use standfast_discovery::Epoch;
-
 use crate::client_log::ClientLog;
 use crate::event::FleetEvent;
 use crate::{ffi, reaper};
@@ -30,24 +28,12 @@ const LEAVE: Duration = Duration::from_millis(500);
 pub(super) struct WorkerContext {
     // No cycle: the worker's thread owns the client.
     pub(super) shared: Arc<ConsumerShared>,
-    /// Unset before the client reads for the application.
-    pub(super) source: OnceLock<Arc<Source>>,
+    pub(super) source: Arc<Source>,
     pub(super) log: ClientLog,
     pub(super) state: Mutex<Assignment>,
 }
 
 impl WorkerContext {
-    /// The generation that the client works for.
-    pub(super) fn source(&self) -> &Arc<Source> {
-        self.source.get_or_init(|| {
-            Arc::new(Source {
-                generation: 0,
-                epoch: Epoch::default(),
-                cluster: self.log.cluster.clone(),
-            })
-        })
-    }
-
     pub(super) fn state(&self) -> MutexGuard<'_, Assignment> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::ConsumerShared;
 use super::client::{self, ConsumerClient};
 use super::worker::{self, Ended, Ready, Worker};
+use crate::connect::Connect;
 use crate::event::FleetEvent;
 use crate::target::Target;
 use crate::warm::WarmSet;
@@ -110,7 +111,7 @@ impl Driver {
         let shared = &self.shared;
         self.standbys.follow(
             &current.target,
-            |target, cancel| client::connect_to(shared, target, cancel, true),
+            |target, cancel| Connect::new(&shared.fleet, &shared.name, target, cancel, true),
             || client::standby_kind(shared),
         );
     }

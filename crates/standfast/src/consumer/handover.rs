@@ -43,7 +43,7 @@ pub(super) fn hand_over(
 ) -> Result<usize, String> {
     let context = consumer.context();
     let shared = &context.shared;
-    let left = shared.left_over(context.source().generation);
+    let left = shared.left_over(context.source.generation);
     let mut list = TopicPartitionList::with_capacity(left.len());
     for ((topic, number), _) in &left {
         list.add_partition(topic, *number);

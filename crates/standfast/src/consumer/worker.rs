@@ -13,11 +13,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::ConsumerShared;
-use super::client::{ConsumerClient, cluster_id, connect_to, make};
+use super::client::{ConsumerClient, cluster_id, make};
 use super::context::{WorkerContext, retire};
 use super::mailbox::Item;
-use super::message::{Message, Source, is_link_filler};
+use super::message::{Message, is_link_filler};
 use super::start::MissingOffset;
+use crate::connect::Connect;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::ffi;
@@ -82,21 +83,21 @@ impl Worker {
             stop,
             ready,
         } = self;
-        let connect = connect_to(&shared, Arc::clone(&target), stop.clone(), false);
+        let connect = Connect::new(
+            &shared.fleet,
+            &shared.name,
+            Arc::clone(&target),
+            stop.clone(),
+            false,
+        );
         let connected = connect.run(
-            || make(&shared, &target),
+            || make(&shared, &target, generation),
             |consumer, timeout| cluster_id(&consumer.0, &shared.topics, timeout),
             |consumer| retire(consumer.0, TopicPartitionList::new()),
         );
         let Some((ConsumerClient(consumer), cluster_id)) = connected else {
             return Ended::Stopped;
         };
-        let source = Source {
-            generation,
-            epoch: target.epoch,
-            cluster: target.cluster.clone(),
-        };
-        let _ = consumer.context().source.set(Arc::new(source));
         if stop.is_cancelled() || !shared.take_over(generation, &target, &cluster_id) {
             retire(consumer, TopicPartitionList::new());
             return Ended::Stopped;
@@ -297,7 +298,7 @@ impl Loop {
                         }
                     } else {
                         let show_id = self.shared.show_id_header;
-                        let copy = Message::copy(&message, &partition, context.source(), show_id);
+                        let copy = Message::copy(&message, &partition, &context.source, show_id);
                         Item::Record {
                             partition,
                             message: copy,

@@ -156,7 +156,7 @@ impl Driver {
         let shared = &self.shared;
         self.standbys.follow(
             current,
-            |target, cancel| connect_to(shared, target, cancel, true),
+            |target, cancel| Connect::new(&shared.fleet, &shared.name, target, cancel, true),
             || standby_kind(shared),
         );
     }
@@ -165,7 +165,8 @@ impl Driver {
         let cancel = CancellationToken::new();
         let generation = self.shared.next_generation();
         let (sender, outcome) = oneshot::channel();
-        let connect = connect_to(&self.shared, Arc::clone(&target), cancel.clone(), false);
+        let (fleet, name) = (&self.shared.fleet, &self.shared.name);
+        let connect = Connect::new(fleet, name, Arc::clone(&target), cancel.clone(), false);
         let shared = Arc::clone(&self.shared);
         let spawned = thread::Builder::new()
             .name("standfast-connect".to_owned())
@@ -336,21 +337,6 @@ impl Driver {
         if let Some(client) = old {
             client.retire(&self.shared);
         }
-    }
-}
-
-fn connect_to(
-    shared: &Arc<ProducerShared>,
-    target: Arc<Target>,
-    cancel: CancellationToken,
-    is_standby: bool,
-) -> Connect {
-    Connect {
-        fleet: Arc::clone(&shared.fleet),
-        client: shared.name.clone(),
-        target,
-        cancel,
-        is_standby,
     }
 }
 

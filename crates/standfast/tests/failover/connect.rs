@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use standfast::discovery::{ClusterName, Epoch};
 use standfast::{FleetEvent, MissingOffset, Record};
 
-use crate::harness::{EAST, SOON, WEST, World, event, mirror, until};
+use crate::harness::{EAST, SOON, WEST, World, clients, event, mirror, until};
 
 /// Clients are made and connected at once. librdkafka leaves one new consumer in four unconnected for a second; each of
 /// those would be a second of outage at a flip.
@@ -51,13 +51,7 @@ async fn new_clients_connect_without_waiting_for_a_timer() {
 async fn flips_take_the_client_that_is_connected() {
     let world = World::start(1).await;
     let fleet = world.connect().await;
-    let producer = fleet.producer().build().await.expect("producer");
-    let mut consumer = fleet
-        .consumer("billing")
-        .on_missing_offset(MissingOffset::Earliest)
-        .subscribe(&["orders"])
-        .await
-        .expect("consumer");
+    let (producer, mut consumer) = clients(&fleet).await;
     let mut number = 0;
     let mut epoch = Epoch(1);
     for (round, (to, bootstrap)) in [

@@ -7,10 +7,10 @@ use standfast::discovery::{
     SecurityProtocol,
 };
 use standfast::secrets::SecretsOptions;
-use standfast::{Fleet, FleetEvent, MissingOffset, Record};
+use standfast::{Fleet, FleetEvent, Record};
 use standfast_servers::{Consul, KafkaCluster};
 
-use crate::harness::{EAST, SOON, WEST, World, event};
+use crate::harness::{EAST, SOON, WEST, World, clients, event};
 
 /// The record says east, the addresses lead to another cluster: not one record gets there.
 #[tokio::test(flavor = "multi_thread")]
@@ -67,13 +67,7 @@ async fn the_application_works_on_without_discovery() {
     let world = World::start(1).await;
     let fleet = world.connect().await;
     let mut events = fleet.events();
-    let producer = fleet.producer().build().await.expect("producer");
-    let mut consumer = fleet
-        .consumer("billing")
-        .on_missing_offset(MissingOffset::Earliest)
-        .subscribe(&["orders"])
-        .await
-        .expect("consumer");
+    let (producer, mut consumer) = clients(&fleet).await;
     producer
         .send(Record::to("orders").payload("0"))
         .await
@@ -256,13 +250,7 @@ pub(crate) fn write_secret(path: &std::path::Path, secret: &str, password: &str)
 async fn flips_that_are_taken_back_leave_working_clients() {
     let world = World::start(1).await;
     let fleet = world.connect().await;
-    let producer = fleet.producer().build().await.expect("producer");
-    let mut consumer = fleet
-        .consumer("billing")
-        .on_missing_offset(MissingOffset::Earliest)
-        .subscribe(&["orders"])
-        .await
-        .expect("consumer");
+    let (producer, mut consumer) = clients(&fleet).await;
     for round in 0..12_u64 {
         world.flip(EAST, Some(vec![Some(0)])).await;
         tokio::time::sleep(Duration::from_millis(round * 4)).await;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use standfast::{MissingOffset, Record};
+use standfast::Record;
 
-use crate::harness::{SOON, World};
+use crate::harness::{SOON, World, clients};
 
 /// Longer than a broker may keep its controller waiting (`broker.session.timeout.ms`, 9 s). When both wake up, the controller takes
 /// the broker for dead, and for a moment the cluster's metadata names no broker at all: librdkafka then forgets the one that it
@@ -15,11 +15,7 @@ const FROZEN: Duration = Duration::from_secs(12);
 async fn a_cluster_that_wakes_up_is_used_again() {
     let world = World::start(1).await;
     let fleet = world.connect().await;
-    let consumer = fleet
-        .consumer("billing")
-        .on_missing_offset(MissingOffset::Earliest);
-    let mut consumer = consumer.subscribe(&["orders"]).await.expect("consumer");
-    let producer = fleet.producer().build().await.expect("producer");
+    let (producer, mut consumer) = clients(&fleet).await;
     let mut sent = 0;
     let mut next = || {
         sent += 1;

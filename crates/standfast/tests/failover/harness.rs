@@ -7,7 +7,7 @@ use standfast::discovery::{
     CasOutcome, ClusterEntry, ClusterName, Discovery, DiscoveryOptions, Epoch, FleetName,
     FleetRecord, FleetState, Handoff, Timestamp,
 };
-use standfast::{Fleet, FleetEvent};
+use standfast::{FailoverConsumer, FailoverProducer, Fleet, FleetEvent, MissingOffset};
 use standfast_servers::KafkaCluster;
 use tokio::sync::broadcast::Receiver;
 
@@ -171,6 +171,18 @@ impl World {
         (record.epoch, record.state, record.handoff) = (epoch, state, handoff);
         record
     }
+}
+
+/// A producer, and a consumer of `orders` in the group `billing`.
+pub(crate) async fn clients(fleet: &Fleet) -> (FailoverProducer, FailoverConsumer) {
+    let producer = fleet.producer().build().await.expect("producer");
+    let consumer = fleet
+        .consumer("billing")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    (producer, consumer)
 }
 
 fn warm_up_groups(bootstrap: &str) {

@@ -8,8 +8,8 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{EAST, SOON, WEST, World, event, until};
-use standfast::{FleetEvent, MissingOffset, Record};
+use harness::{EAST, SOON, WEST, World, clients, event, until};
+use standfast::{FleetEvent, Record};
 
 /// Twenty flips there and back: threads and memory come back to where they were.
 #[tokio::test(flavor = "multi_thread")]
@@ -18,13 +18,7 @@ async fn flips_leave_no_threads_behind() {
     const FLIPS: usize = 20;
     let world = World::start(1).await;
     let fleet = world.connect().await;
-    let producer = fleet.producer().build().await.expect("producer");
-    let mut consumer = fleet
-        .consumer("billing")
-        .on_missing_offset(MissingOffset::Earliest)
-        .subscribe(&["orders"])
-        .await
-        .expect("consumer");
+    let (producer, mut consumer) = clients(&fleet).await;
     let mut base = (0, 0);
     let mut slowest = Duration::ZERO;
     for flip in 0..WARM_UP + FLIPS {
