@@ -11,7 +11,6 @@ use ::bytes::{BufMut, BytesMut};
 use standfast_link::{FILLER_HEADER, FILLER_KEY};
 use standfast_servers::KafkaCluster;
 use standfast_wire::Cluster;
-use standfast_wire::admin::{ConfigChange, ConfigResource};
 use standfast_wire::batch::{HEADER_LEN, RawBatch};
 use support::*;
 
@@ -26,13 +25,6 @@ fn clusters() -> &'static (KafkaCluster, KafkaCluster) {
         (source, kafka("destination"))
     })
 }
-
-const COMPACTED: [(&str, &str); 4] = [
-    ("cleanup.policy", "compact"),
-    ("min.cleanable.dirty.ratio", "0.01"),
-    ("segment.ms", "200"),
-    ("delete.retention.ms", "0"),
-];
 
 /// One record as Kafka's console consumer prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,23 +192,6 @@ async fn compacted(from: &Cluster, topic: &str) {
     })
     .await;
     compact_no_more(from, topic).await;
-}
-
-/// From here on the topic stays as it is, so that both sides can be compared.
-async fn compact_no_more(from: &Cluster, topic: &str) {
-    let lag = (
-        "min.compaction.lag.ms".to_owned(),
-        ConfigChange::Set(i64::MAX.to_string()),
-    );
-    let topic = ConfigResource::Topic(topic.to_owned());
-    for (_, changed) in from
-        .incremental_alter_configs(&[(topic, vec![lag])])
-        .await
-        .expect("changed")
-    {
-        changed.expect("changed");
-    }
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,16 +194,7 @@ async fn a_failed_mirror_starts_again_from_its_log_when_resumed() {
         refused[0].error_code,
         Some(TransitionErrorCode::MirrorFailed)
     );
-    use standfast_wire::admin::{ConfigChange, ConfigResource};
-    to.incremental_alter_configs(&[(
-        ConfigResource::Topic("mended".to_owned()),
-        vec![(
-            "segment.bytes".to_owned(),
-            ConfigChange::Set("10000000".to_owned()),
-        )],
-    )])
-    .await
-    .unwrap();
+    alter(&to, "mended", &[("segment.bytes", Some("10000000"))]).await;
     assert_eq!(running.handle.resume(&["mended"]).await[0].error_code, None);
     running.wait_caught_up(&from, "mended").await;
     assert_identical(&from, &to, "mended").await;

@@ -513,15 +513,9 @@ async fn a_restore_that_was_cut_off_is_taken_up_by_the_next_engine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compacted_tail_is_exported_and_the_topic_mirrored_again() {
     let (west, east) = clusters();
-    let compacted = [
-        ("cleanup.policy", "compact"),
-        ("min.cleanable.dirty.ratio", "0.01"),
-        ("segment.ms", "200"),
-        ("delete.retention.ms", "0"),
-    ];
-    mirrored("compacted", 1, &compacted, 3).await;
+    mirrored("compacted", 1, &COMPACTED, 3).await;
     let (old, new) = (connect(west).await, connect(east).await);
-    records::compact_no_more(&new, "compacted").await;
+    compact_no_more(&new, "compacted").await;
     for n in 0..20 {
         append(&old, "compacted", 0, &plain([format!("lost {n}")]))
             .await

@@ -13,7 +13,7 @@ use standfast_link::{
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::Cluster;
-use standfast_wire::admin::{ConfigChange, ConfigResource};
+use standfast_wire::admin::ConfigResource;
 use standfast_wire::batch::{HEADER_LEN, RawBatch};
 use support::*;
 
@@ -51,21 +51,6 @@ async fn value(cluster: &Cluster, topic: &str, name: &str) -> String {
         .get(name)
         .map(|(v, _)| v.clone())
         .unwrap_or_default()
-}
-
-async fn alter(cluster: &Cluster, topic: &str, changes: &[(&str, Option<&str>)]) {
-    let changes = changes.iter().map(|(name, value)| {
-        let change = match value {
-            Some(value) => ConfigChange::Set((*value).to_owned()),
-            None => ConfigChange::Delete,
-        };
-        ((*name).to_owned(), change)
-    });
-    let asked = [(ConfigResource::Topic(topic.to_owned()), changes.collect())];
-    let answered = cluster.incremental_alter_configs(&asked).await;
-    for (_, changed) in answered.expect("an answer") {
-        changed.expect("changed");
-    }
 }
 
 fn mirror<'a>(link: &'a LinkDescription, topic: &str) -> &'a MirrorDescription {

@@ -1,28 +1,6 @@
 //! Where bytes cannot tell what is lost: the source holds the same records encoded otherwise, fewer of them, or the beginning of a transaction only.
 
-use standfast_wire::admin::{ConfigChange, ConfigResource};
-
 use super::*;
-
-async fn set(cluster: &Cluster, topic: &str, name: &str, value: &str) {
-    let change = (name.to_owned(), ConfigChange::Set(value.to_owned()));
-    let asked = [(ConfigResource::Topic(topic.to_owned()), vec![change])];
-    let answered = cluster.incremental_alter_configs(&asked).await;
-    for (_, changed) in answered.expect("an answer") {
-        changed.expect("changed");
-    }
-}
-
-/// From here on compaction leaves the topic as it is there, so that both sides can be compared.
-pub(crate) async fn compact_no_more(cluster: &Cluster, topic: &str) {
-    set(
-        cluster,
-        topic,
-        "min.compaction.lag.ms",
-        &i64::MAX.to_string(),
-    )
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_log_append_time_only_what_is_lost_is_exported_and_deleted() {

@@ -5,19 +5,10 @@ use std::collections::BTreeMap;
 use standfast_link::{
     Lifecycle, MirrorStatus, RestoreExport, RestoreMode, RestoreOptions, RestorePhase,
 };
-use standfast_wire::admin::{ConfigChange, ConfigResource};
+use standfast_wire::admin::ConfigResource;
 
-use super::support::{PLAIN, append};
+use super::support::{PLAIN, alter, append};
 use super::*;
-
-async fn set(cluster: &Cluster, topic: &str, name: &str, value: &str) {
-    let change = (name.to_owned(), ConfigChange::Set(value.to_owned()));
-    let asked = [(ConfigResource::Topic(topic.to_owned()), vec![change])];
-    let answered = cluster.incremental_alter_configs(&asked).await;
-    for (_, changed) in answered.expect("an answer") {
-        changed.expect("changed");
-    }
-}
 
 async fn config(cluster: &Cluster, topic: &str, name: &str) -> String {
     let asked = [ConfigResource::Topic(topic.to_owned())];
@@ -45,7 +36,7 @@ async fn a_limit_that_may_not_be_raised_stops_its_partition_until_it_may() {
     append(&from, topic, 0, &large).await.expect("appended");
     append_some(&from, topic, 1, 3).await;
     // The source itself would not take it any more, so that only the batch asks for a larger limit.
-    set(&from, topic, "max.message.bytes", "20000").await;
+    alter(&from, topic, &[("max.message.bytes", Some("20000"))]).await;
     // It may read configs, but not change them.
     let named = |operation| {
         allow(

@@ -1,5 +1,9 @@
 //! What the link's tests share: real clusters, hand-made batches, and the comparison of two logs.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
+
+mod configs;
+
+pub use configs::{COMPACTED, alter, compact_no_more};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,16 +1,8 @@
 //! Batches of transactions that must be encoded again: LogAppendTime, and what compaction left of them.
 
-use standfast_wire::admin::{ConfigChange, ConfigResource};
 use standfast_wire::batch::{RawBatch, TimestampType};
 
 use super::*;
-
-const COMPACTED: [(&str, &str); 4] = [
-    ("cleanup.policy", "compact"),
-    ("min.cleanable.dirty.ratio", "0.01"),
-    ("segment.ms", "200"),
-    ("delete.retention.ms", "0"),
-];
 
 /// Without filler, which consumers on the wrapper do not see either.
 async fn lines(cluster: &'static KafkaCluster, topic: &str, isolation: &str) -> Vec<String> {
@@ -30,24 +22,6 @@ async fn assert_same_view(topic: &'static str) {
         let first = theirs.iter().zip(&ours).find(|(a, b)| a != b);
         assert_eq!((first, theirs.len()), (None, ours.len()), "{isolation}");
     }
-}
-
-/// From here on the topic stays as it is, so that both sides can be compared.
-async fn compact_no_more(cluster: &Cluster, topic: &str) {
-    let lag = (
-        "min.compaction.lag.ms".to_owned(),
-        ConfigChange::Set(i64::MAX.to_string()),
-    );
-    let asked = [(ConfigResource::Topic(topic.to_owned()), vec![lag])];
-    for (_, changed) in cluster
-        .incremental_alter_configs(&asked)
-        .await
-        .expect("an answer")
-    {
-        changed.expect("changed");
-    }
-    // A run of the cleaner that has begun.
-    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 fn destination() -> &'static KafkaCluster {

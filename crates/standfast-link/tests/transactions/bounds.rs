@@ -1,7 +1,7 @@
 //! Bounds that the destination sets to transactions: the size of a batch, and how long one may stay open.
 
 use standfast_link::{RestoreExport, RestoreMode, RestoreOptions};
-use standfast_wire::admin::{ConfigChange, ConfigResource};
+use standfast_wire::admin::ConfigResource;
 
 use super::*;
 
@@ -35,14 +35,7 @@ async fn a_batch_above_the_limit_raises_it_inside_a_transaction() {
     apps[1].end(false).await;
     apps[0].end(true).await;
     // The source itself would not take it any more, so that only the batch asks for a larger limit.
-    let change = (
-        "max.message.bytes".to_owned(),
-        ConfigChange::Set("20000".to_owned()),
-    );
-    let asked = [(ConfigResource::Topic(topic.to_owned()), vec![change])];
-    for (_, changed) in from.incremental_alter_configs(&asked).await.unwrap() {
-        changed.unwrap();
-    }
+    alter(&from, topic, &[("max.message.bytes", Some("20000"))]).await;
     let running = Running::start(link_options("wide", source, destination, &[topic]));
     running.wait_caught_up(&from, topic).await;
     assert_identical(&from, &to, topic).await;
