@@ -54,24 +54,20 @@ impl LinkHandle {
         let Some(silent) = self.inner.share.stragglers() else {
             return 0;
         };
-        let link = &self.inner.options.name;
         if ids.is_empty() {
             return 0;
         }
-        match tokio::time::timeout(FENCE_MAX, raise(destination, link, ids)).await {
+        let link = &self.inner.options.name;
+        let error = match tokio::time::timeout(FENCE_MAX, raise(destination, link, ids)).await {
             Ok(Ok(())) => {
                 info!(link = %link, partitions = ids.len(), silent_for = ?silent, "what an agent that fell silent may still send is refused from now on");
-                ids.len()
+                return ids.len();
             }
-            Ok(Err(error)) => {
-                warn!(link = %link, %error, "an agent of the link that fell silent is not fenced: should it wake, one request of it may still be appended");
-                0
-            }
-            Err(_) => {
-                warn!(link = %link, "an agent of the link that fell silent is not fenced within {FENCE_MAX:?}: should it wake, one request of it may still be appended");
-                0
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("not done within {FENCE_MAX:?}"),
+        };
+        warn!(link = %link, error, "an agent of the link that fell silent is not fenced: should it wake, one request of it may still be appended");
+        0
     }
 }
 

@@ -93,26 +93,29 @@ pub struct RunningState {
 
 /// The running state of a link, shared by its engine, its handles and whoever keeps it. Cheap to clone; clones are the same state.
 #[derive(Debug, Clone, Default)]
-pub struct Lifecycle(
-    Arc<watch::Sender<RunningState>>,
+pub struct Lifecycle {
+    state: Arc<watch::Sender<RunningState>>,
     /// Which revision is kept, if somebody keeps it.
-    pub(crate) Arc<watch::Sender<Option<u64>>>,
-);
+    pub(crate) kept: Arc<watch::Sender<Option<u64>>>,
+}
 
 impl Lifecycle {
     /// Begins with what was remembered.
     pub fn new(state: RunningState) -> Self {
-        Self(Arc::new(watch::Sender::new(state)), Arc::default())
+        Self {
+            state: Arc::new(watch::Sender::new(state)),
+            kept: Arc::default(),
+        }
     }
 
     /// The state now.
     pub fn state(&self) -> RunningState {
-        self.0.borrow().clone()
+        self.state.borrow().clone()
     }
 
     /// Follows the changes.
     pub fn subscribe(&self) -> watch::Receiver<RunningState> {
-        self.0.subscribe()
+        self.state.subscribe()
     }
 
     /// Remembers the link's prefix.
@@ -120,7 +123,7 @@ impl Lifecycle {
     /// # Errors
     /// The link had another one before.
     pub(crate) fn keep_prefix(&self, prefix: &TopicPrefix) -> Result<(), Error> {
-        names::check_same_prefix(&self.0.borrow(), prefix)?;
+        names::check_same_prefix(&self.state.borrow(), prefix)?;
         self.change(|state| {
             let changed = state.prefix != prefix.as_str();
             state.prefix = prefix.to_string();
@@ -131,12 +134,12 @@ impl Lifecycle {
 
     /// What a topic should do, apart from a pause of the whole link.
     pub fn wanted(&self, topic: &str) -> Wanted {
-        self.0.borrow().wanted(topic)
+        self.state.borrow().wanted(topic)
     }
 
     /// The state in which a topic should rest; `None`: it should mirror.
     pub(crate) fn rest_of(&self, topic: &str) -> Option<PartitionState> {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         match state.wanted(topic) {
             _ if state.stop_token().is_some() => Some(PartitionState::Stopped),
             Wanted::Stopped => Some(PartitionState::Stopped),
@@ -151,12 +154,12 @@ impl Lifecycle {
 
     /// How far the restore of a topic has come; `None`: it is not being restored.
     pub fn restore_phase(&self, topic: &str) -> Option<RestorePhase> {
-        self.0.borrow().restore_phase(topic)
+        self.state.borrow().restore_phase(topic)
     }
 
     /// The topics whose restore has not come to its end.
     pub(crate) fn restoring(&self) -> BTreeSet<String> {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         let topics = state.topics.iter().filter(|(_, t)| t.restore.is_some());
         topics.map(|(name, _)| name.clone()).collect()
     }
@@ -198,7 +201,7 @@ impl Lifecycle {
 
     /// Whether the link as a whole is paused.
     pub fn is_paused(&self) -> bool {
-        self.0.borrow().paused
+        self.state.borrow().paused
     }
 
     /// Pauses the link as a whole, or ends that.
@@ -283,7 +286,7 @@ impl Lifecycle {
 
     /// Where a partition was decided to begin.
     pub(crate) fn start_offset(&self, topic: &str, partition: i32) -> Option<i64> {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         let offsets = &state.topics.get(topic)?.start_offsets;
         offsets.get(usize::try_from(partition).ok()?).copied()
     }
@@ -301,7 +304,7 @@ impl Lifecycle {
     }
 
     fn change(&self, change: impl FnOnce(&mut RunningState) -> bool) {
-        self.0.send_if_modified(|state| {
+        self.state.send_if_modified(|state| {
             let changed = change(state);
             if changed {
                 state.revision += 1;

@@ -248,6 +248,13 @@ pub(crate) fn own_name(request: &Request) -> &str {
     request.context.options.prefix.own_name(&request.id.topic)
 }
 
+/// Why a mirror does not go on: its source topic is another one by now.
+pub(crate) fn recreated(own_name: &str, before: Uuid, found: Uuid) -> String {
+    format!(
+        "topic {own_name:?} was deleted and created again on the source (topic id {before} became {found}); its records are not those of this mirror"
+    )
+}
+
 async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
     let id = &request.id;
     let found = calls::topic_id(&request.context.source, &id.topic)
@@ -277,11 +284,7 @@ async fn source_leader(request: &Request) -> Result<BrokerId, Refusal> {
             return Err(Refusal::Later(doubt));
         }
         Some(found) if found != request.source_topic_id => {
-            let text = format!(
-                "topic {:?} was deleted and created again on the source (topic id {} became {found}); its records are not those of this mirror",
-                own_name(request),
-                request.source_topic_id
-            );
+            let text = recreated(own_name(request), request.source_topic_id, found);
             return Err(Failure::new(MirrorTopicError::SourceTopicIdChanged, text).into());
         }
         Some(_) => {}

@@ -17,7 +17,7 @@ use crate::link::Inner;
 use crate::partition::{PartitionId, Side};
 use crate::shard::{Command, Context, NewPartition};
 use crate::status::{PartitionStatus, now_ms};
-use crate::{calls, configs, names, refusal, start};
+use crate::{calls, configs, names, refusal, start, startup};
 
 /// How long what is in flight may take to be answered when a mirror is found running that should rest.
 const REST_DRAIN: Duration = Duration::from_secs(5);
@@ -427,9 +427,7 @@ async fn recreated(inner: &Inner, name: &str, found: Uuid) -> bool {
         return false;
     }
     let own = inner.options.prefix.own_name(name);
-    let text = format!(
-        "topic {own:?} was deleted and created again on the source (topic id {before} became {found}); its records are not those of this mirror"
-    );
+    let text = startup::recreated(own, before, found);
     fail_partitions(inner, name, MirrorTopicError::SourceTopicIdChanged, &text).await;
     with_topic(inner, name, |t| {
         t.set_trouble(MirrorTopicError::SourceTopicIdChanged, text, true)

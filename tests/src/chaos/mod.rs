@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use standfast_servers::KafkaCluster;
 
 pub use journal::Verdict;
 pub use schedule::{How, Outage, Schedule, Step, Target};
@@ -189,57 +190,41 @@ impl Chaos {
         self.wait_mirroring();
     }
 
+    /// Where that is which an outage hits.
+    fn side(&self, target: Target) -> Side {
+        match target {
+            Target::Active | Target::ActiveAgent => self.active,
+            _ => self.standby(),
+        }
+    }
+
     fn begin(&mut self, outage: &Outage) {
-        let (active, standby) = (self.active, self.standby());
-        let killed = outage.how == How::Killed;
-        match outage.target {
-            Target::Active => self.site.pair.side(active).pause(),
-            Target::Standby if killed => self.site.pair.side(standby).kill(),
-            Target::Standby => self.site.pair.side(standby).pause(),
-            Target::StandbyAgent | Target::ActiveAgent => {
-                let side = if outage.target == Target::StandbyAgent {
-                    standby
-                } else {
-                    active
-                };
-                let agent = self.agent(side);
-                if killed {
-                    agent.kill()
-                } else {
-                    agent.signal(Signal::SIGSTOP)
-                }
+        let side = self.side(outage.target);
+        match (outage.target, outage.how) {
+            (Target::Active | Target::Standby, how) => lose(self.site.pair.side(side), how),
+            (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).kill(),
+            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen) => {
+                self.agent(side).signal(Signal::SIGSTOP);
             }
-            Target::Consul if killed => self.site.consul.kill(),
-            Target::Consul => self.site.consul.pause(),
-            Target::Vault if killed => self.site.vault.seal().expect("seal"),
-            Target::Vault => self.site.vault.pause(),
+            (Target::Consul, How::Killed) => self.site.consul.kill(),
+            (Target::Consul, How::Frozen) => self.site.consul.pause(),
+            (Target::Vault, How::Killed) => self.site.vault.seal().expect("seal"),
+            (Target::Vault, How::Frozen) => self.site.vault.pause(),
         }
     }
 
     fn end(&mut self, outage: &Outage) {
-        let (active, standby) = (self.active, self.standby());
-        let killed = outage.how == How::Killed;
-        match outage.target {
-            Target::Active => self.site.pair.side(active).resume(),
-            Target::Standby if killed => self.site.pair.side(standby).restart().expect("restart"),
-            Target::Standby => self.site.pair.side(standby).resume(),
-            Target::StandbyAgent | Target::ActiveAgent => {
-                let side = if outage.target == Target::StandbyAgent {
-                    standby
-                } else {
-                    active
-                };
-                let agent = self.agent(side);
-                if killed {
-                    agent.spawn()
-                } else {
-                    agent.signal(Signal::SIGCONT)
-                }
+        let side = self.side(outage.target);
+        match (outage.target, outage.how) {
+            (Target::Active | Target::Standby, how) => bring_back(self.site.pair.side(side), how),
+            (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).spawn(),
+            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen) => {
+                self.agent(side).signal(Signal::SIGCONT);
             }
-            Target::Consul if killed => self.site.consul.restart().expect("Consul"),
-            Target::Consul => self.site.consul.resume(),
-            Target::Vault if killed => self.site.vault.unseal().expect("unseal"),
-            Target::Vault => self.site.vault.resume(),
+            (Target::Consul, How::Killed) => self.site.consul.restart().expect("Consul"),
+            (Target::Consul, How::Frozen) => self.site.consul.resume(),
+            (Target::Vault, How::Killed) => self.site.vault.unseal().expect("unseal"),
+            (Target::Vault, How::Frozen) => self.site.vault.resume(),
         }
     }
 
@@ -268,24 +253,13 @@ impl Chaos {
             self.work
                 .wait_progress("while the mirror hangs", SOME, SOON);
         }
-        match how {
-            How::Killed => self.site.pair.side(lost).kill(),
-            How::Frozen => self.site.pair.side(lost).pause(),
-        }
+        lose(self.site.pair.side(lost), how);
         if behind {
             self.agent(next).signal(Signal::SIGCONT);
         }
         self.flip(&["failover", "--yes"]);
         self.work.wait_progress("on the other cluster", SOME, SOON);
-        match how {
-            How::Killed => self
-                .site
-                .pair
-                .side(lost)
-                .restart()
-                .expect("the lost cluster returns"),
-            How::Frozen => self.site.pair.side(lost).resume(),
-        }
+        bring_back(self.site.pair.side(lost), how);
         self.restore(if full { "full" } else { "fast" });
         self.wait_mirroring();
     }
@@ -344,5 +318,19 @@ impl Chaos {
             }
             Err(mirror.to_string())
         });
+    }
+}
+
+fn lose(cluster: &mut KafkaCluster, how: How) {
+    match how {
+        How::Killed => cluster.kill(),
+        How::Frozen => cluster.pause(),
+    }
+}
+
+fn bring_back(cluster: &mut KafkaCluster, how: How) {
+    match how {
+        How::Killed => cluster.restart().expect("the cluster returns"),
+        How::Frozen => cluster.resume(),
     }
 }

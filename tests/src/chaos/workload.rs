@@ -151,9 +151,7 @@ async fn produce(
         tokio::time::sleep(PAUSE).await;
     }
     // The producer lives until all is answered: its buffer is what a failover sends again.
-    while producer.unresolved() > 0 {
-        tokio::time::sleep(PAUSE).await;
-    }
+    producer.flush(super::SOON).await.expect("all is answered");
 }
 
 async fn note_answers(

@@ -234,7 +234,6 @@ impl Consul {
         handoff.map_err(|e| self.malformed(address, &key, e))
     }
 
-    /// A consistent read from the first address that answers.
     pub(crate) async fn announce(
         &self,
         fleet: &FleetName,
@@ -263,6 +262,7 @@ impl Consul {
         Err(failures.into_error(&key))
     }
 
+    /// A consistent read from the first address that answers.
     async fn get_from_first(&self, key: &str) -> Result<(usize, Option<Entry>), Error> {
         let mut failures = Failures::default();
         for address in self.order(None) {

@@ -24,13 +24,13 @@ impl Lifecycle {
     /// Says that the state is kept over restarts, and up to which [revision](crate::RunningState::revision) that is done. Whoever keeps it calls this once at the beginning
     /// and after each write: from the first call on, a restore deletes nothing before what the next engine needs to know is safe.
     pub fn note_kept(&self, revision: u64) {
-        self.1.send_replace(Some(revision));
+        self.kept.send_replace(Some(revision));
     }
 
     /// Waits until the state as it is now is kept; at once if nobody keeps it.
     pub(super) async fn kept(&self) -> Result<(), String> {
         let revision = self.state().revision;
-        let mut kept = self.1.subscribe();
+        let mut kept = self.kept.subscribe();
         let safe = kept.wait_for(|kept| kept.is_none_or(|kept| kept >= revision));
         match tokio::time::timeout(KEPT_WITHIN, safe).await {
             Ok(Ok(_)) => Ok(()),
