@@ -1,12 +1,16 @@
 //! The agent's own metrics, and the text of `/metrics`. Gauges are read from the live state at each scrape.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use standfast_discovery::FleetState;
+use standfast_secrets::SecretsStatus;
 
 use crate::api::{Health, RecordSource};
 use crate::daemon::{DaemonState, LinkControl, Phase};
@@ -16,6 +20,13 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClusterLabels {
     cluster: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct SecretLabels {
+    /// Empty for the token that Vault is read with.
+    secret: String,
+    part: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -194,6 +205,17 @@ fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
         active,
     );
 
+    let ends = Family::<SecretLabels, Gauge>::default();
+    for (labels, seconds) in nearest_ends(&daemon.secrets.status(), Timestamp::now()) {
+        ends.get_or_create(&labels).set(seconds);
+    }
+    registry.register_with_unit(
+        "standfast_credentials_expire_in",
+        "Time until a part of a secret ends, negative behind its end",
+        Unit::Seconds,
+        ends,
+    );
+
     let running = Family::<LinkLabels, Gauge>::default();
     for link in daemon.links.links().iter() {
         let section = link.section();
@@ -211,6 +233,23 @@ fn register_agent(registry: &mut Registry, daemon: &DaemonState) {
         "1 while the agent runs the link, 0 while it holds or restarts it",
         running,
     );
+}
+
+/// Of several certificates in one part of a secret the one that ends first.
+fn nearest_ends(status: &SecretsStatus, now: Timestamp) -> BTreeMap<SecretLabels, i64> {
+    let mut nearest = BTreeMap::new();
+    for (path, end) in status.expiries() {
+        let labels = SecretLabels {
+            secret: path.map(ToString::to_string).unwrap_or_default(),
+            part: end.part.as_str().to_owned(),
+        };
+        let left = end.seconds_left(now);
+        nearest
+            .entry(labels)
+            .and_modify(|known: &mut i64| *known = left.min(*known))
+            .or_insert(left);
+    }
+    nearest
 }
 
 #[cfg(test)]

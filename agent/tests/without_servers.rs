@@ -273,6 +273,40 @@ fn web_pages_cannot_post_and_errors_are_json() {
 }
 
 #[test]
+fn a_certificate_that_ends_soon_is_a_metric_and_a_log_line() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut agent = agent();
+    let mut params = rcgen::CertificateParams::new(vec!["agent".to_owned()]).unwrap();
+    params.not_after = (std::time::SystemTime::now() + Duration::from_secs(86_400)).into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    let file = agent.folder.path().join("secrets.toml");
+    let secret = format!(
+        "['kafka/east']\nssl_certificate = \"\"\"\n{certificate}\"\"\"\nssl_key = \"\"\"\n{}\"\"\"\n",
+        key.serialize_pem()
+    );
+    std::fs::write(&file, secret).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let east = "[clusters.east]\nsecret = \"kafka/east\"\n";
+    let config = text(&agent).replace("[clusters.east]\n", east);
+    let config = format!("{config}[secrets]\nbackend = \"file\"\npath = {file:?}\n");
+    std::fs::write(agent.config(), config).unwrap();
+    agent.spawn();
+    let sample = "standfast_credentials_expire_in_seconds{secret=\"kafka/east\",part=\"client_certificate\"} ";
+    agent.until("the certificate's end is a metric", |agent| {
+        let metrics = request(agent, "GET /metrics HTTP/1.1", "");
+        let value = metrics
+            .split_once(sample)
+            .and_then(|(_, rest)| rest.lines().next());
+        value.is_some_and(|value| (86_000..=86_400).contains(&value.parse::<i64>().unwrap()))
+    });
+    agent.until("a warning", |agent| {
+        let log = agent.log();
+        log.contains("client certificate ends in 23 hours") && log.contains("kafka/east")
+    });
+}
+
+#[test]
 fn data_goes_to_stdout_without_colours_when_piped() {
     let mut agent = agent();
     agent.spawn();

@@ -71,6 +71,7 @@ pub(crate) struct DaemonState {
     pub(crate) operations: Operations,
     pub(crate) verifications: Verifications,
     pub(crate) restores: Restores,
+    pub(crate) secrets: SecretsHandle,
 }
 
 impl Daemon {
@@ -130,9 +131,14 @@ impl Daemon {
             &config.failover,
             shutdown.clone(),
         );
-        let verifications =
-            Verifications::new(link_set.clone(), config.clusters, secrets, shutdown.clone());
+        let verifications = Verifications::new(
+            link_set.clone(),
+            config.clusters,
+            secrets.clone(),
+            shutdown.clone(),
+        );
         let state = DaemonState {
+            secrets,
             verifications,
             restores,
             name: config.agent.name,

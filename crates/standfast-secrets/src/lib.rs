@@ -25,6 +25,8 @@
 //!   [`SecretsHandle::status`] says since when it cannot be confirmed, and why. Nothing is written to disk: a process
 //!   that *starts* while Vault is away has no credentials until Vault is back.
 //! - A new version of a secret is noticed within `refresh` (Vault, default 2 s) or a second (file).
+//! - What ends is warned about ahead: certificates, and a token that nobody renews. A WARN line from `expiry_warning` (30 days)
+//!   before the end on, an ERROR line behind it, each again every day, and [`SecretsStatus::expiries`].
 //! - No token and no secret is ever put into a log line, a `Debug` text or an error.
 //!
 //! # Fields of a secret
@@ -53,6 +55,7 @@
 //! [secrets]
 //! backend = "file"
 //! path = "/etc/standfast/secrets.toml"
+//! expiry_warning = "30d"              # the default
 //! ```
 //! JSON (`.json`) is an object of such objects. Replace the file by a rename, so that no half of it is ever read.
 //!
@@ -63,6 +66,7 @@
 //! address = "https://vault.example.com:8200"
 //! mount = "secret"                    # KV version 2; secret `kafka/east` is read from secret/data/kafka/east
 //! refresh = "2s"
+//! expiry_warning = "30d"
 //! auth = { method = "approle", role_id = "…", secret_id_file = "/etc/standfast/secret-id" }
 //! # auth = { method = "token", token_file = "/run/vault/token" }     # read again when it changes
 //! # auth = { method = "kubernetes", role = "payments" }
@@ -97,6 +101,7 @@
 
 mod credentials;
 mod error;
+mod expiry;
 mod file;
 mod options;
 mod private_file;
@@ -107,11 +112,14 @@ mod watch;
 
 pub use credentials::Credentials;
 pub use error::{Error, VaultFailure};
+pub use expiry::{CredentialPart, DEFAULT_EXPIRY_WARNING, Expiry, ExpiryState, MAX_EXPIRIES};
 pub use options::{FileOptions, SecretsOptions, VaultAuth, VaultOptions, VaultTls};
 pub use private_file::replace_private_file;
 pub use secret::{Pem, SecretPath, SecretString};
 pub use status::{LoginStatus, SecretStatus, SecretsStatus};
 pub use watch::{SecretsHandle, SecretsWatch};
+
+use std::time::Duration;
 
 use file::SecretsFile;
 use vault::Vault;
@@ -121,6 +129,7 @@ use watch::Source;
 #[derive(Debug, Clone)]
 pub struct Secrets {
     backend: Backend,
+    expiry_warning: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -133,12 +142,16 @@ enum Backend {
 impl Secrets {
     /// Checks the options. Only Vault's CA file is read; nobody is called yet.
     pub fn new(options: SecretsOptions) -> Result<Self, Error> {
+        let expiry_warning = options.expiry_warning();
         let backend = match options {
             SecretsOptions::None => Backend::None,
             SecretsOptions::File(options) => Backend::File(SecretsFile::new(&options)?),
             SecretsOptions::Vault(options) => Backend::Vault(Vault::new(options)?),
         };
-        Ok(Self { backend })
+        Ok(Self {
+            backend,
+            expiry_warning,
+        })
     }
 
     /// Reads one secret, now. For more than a single look use [`Secrets::watch`]: it keeps one login to Vault alive,
@@ -161,6 +174,6 @@ impl Secrets {
             },
             Backend::Vault(vault) => Source::Vault(Box::new(vault.session())),
         };
-        SecretsWatch::new(source, paths)
+        SecretsWatch::new(source, paths, self.expiry_warning)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::Error;
+use crate::{DEFAULT_EXPIRY_WARNING, Error};
 
 /// How often Vault is asked for a new version of each secret.
 const DEFAULT_REFRESH: Duration = Duration::from_secs(2);
@@ -33,7 +33,19 @@ pub enum SecretsOptions {
 impl SecretsOptions {
     /// Options of the file backend.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self::File(FileOptions { path: path.into() })
+        Self::File(FileOptions {
+            path: path.into(),
+            expiry_warning: DEFAULT_EXPIRY_WARNING,
+        })
+    }
+
+    /// How long before its end a certificate or token is warned about.
+    pub(crate) fn expiry_warning(&self) -> Duration {
+        match self {
+            Self::None => DEFAULT_EXPIRY_WARNING,
+            Self::File(options) => options.expiry_warning,
+            Self::Vault(options) => options.expiry_warning,
+        }
     }
 }
 
@@ -63,6 +75,9 @@ pub struct FileOptions {
     /// The file; its extension (`.toml` or `.json`) says its format. One table per secret, named by the secret's
     /// path: `["kafka/east"]`. Its mode must keep group and others out (0600 or 0400).
     pub path: PathBuf,
+    /// How long before its end a certificate is warned about, for example `30d` (the default) or `12h`. 0: not ahead.
+    #[serde(default = "default_expiry_warning", deserialize_with = "days")]
+    pub expiry_warning: Duration,
 }
 
 /// Options of the Vault backend.
@@ -86,6 +101,10 @@ pub struct VaultOptions {
     /// How long one request may take, 100 ms to 60 s. Default 5 s.
     #[serde(default = "default_request_timeout", deserialize_with = "duration")]
     pub request_timeout: Duration,
+    /// How long before its end a certificate, or a token that nobody renews, is warned about, for example `30d` (the
+    /// default) or `12h`. 0: not ahead.
+    #[serde(default = "default_expiry_warning", deserialize_with = "days")]
+    pub expiry_warning: Duration,
     /// TLS settings for an `https` address.
     #[serde(default)]
     pub tls: VaultTls,
@@ -101,6 +120,7 @@ impl VaultOptions {
             auth,
             refresh: DEFAULT_REFRESH,
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
+            expiry_warning: DEFAULT_EXPIRY_WARNING,
             tls: VaultTls::default(),
         }
     }
@@ -237,6 +257,24 @@ fn default_refresh() -> Duration {
 
 fn default_request_timeout() -> Duration {
     DEFAULT_REQUEST_TIMEOUT
+}
+
+fn default_expiry_warning() -> Duration {
+    DEFAULT_EXPIRY_WARNING
+}
+
+/// As [`duration`], and whole days: `30d`.
+fn days<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    use serde::de::{Error as _, IntoDeserializer};
+    let text = String::deserialize(deserializer)?;
+    let days = text
+        .strip_suffix('d')
+        .and_then(|days| days.trim().parse::<u32>().ok());
+    match days {
+        Some(days) => Ok(Duration::from_secs(u64::from(days) * 24 * 3600)),
+        None => duration(IntoDeserializer::<serde::de::value::Error>::into_deserializer(text))
+            .map_err(D::Error::custom),
+    }
 }
 
 /// A duration as people write it: `5s`, `500ms`, `1m 30s`.

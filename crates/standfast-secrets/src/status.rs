@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::SecretPath;
+use crate::{Expiry, SecretPath};
 
 /// State of a watch: what is known, how fresh it is, what failed last. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -16,6 +16,8 @@ pub struct SecretsStatus {
     pub secrets: BTreeMap<SecretPath, SecretStatus>,
     /// The login to Vault; absent for other backends and before the first login.
     pub login: Option<LoginStatus>,
+    /// The end of the login's token, where nobody renews it.
+    pub login_expiry: Option<Expiry>,
     /// Since when the backend as a whole cannot be used; absent while it can.
     pub failing_since: Option<Timestamp>,
     /// Why the backend as a whole cannot be used; absent while it can.
@@ -44,6 +46,8 @@ pub struct SecretStatus {
     pub stale_since: Option<Timestamp>,
     /// Why they cannot be confirmed.
     pub last_error: Option<String>,
+    /// The certificates in it, the one that ends first in front.
+    pub expiries: Vec<Expiry>,
 }
 
 /// State of the login to Vault.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::expiry::ExpiryWatch;
 use crate::file::{self, SecretsFile, Stamp};
 use crate::vault::Session;
 use crate::{Credentials, Error, LoginStatus, SecretPath, SecretsStatus};
@@ -20,6 +21,7 @@ pub struct SecretsWatch {
     source: Source,
     paths: watch::Receiver<BTreeSet<SecretPath>>,
     publisher: Publisher,
+    expiry: Option<ExpiryWatch>,
 }
 
 /// What a [`SecretsWatch`] knows. Cheap to clone; every clone notices changes on its own.
@@ -31,7 +33,11 @@ pub struct SecretsHandle {
 }
 
 impl SecretsWatch {
-    pub(crate) fn new(source: Source, paths: Vec<SecretPath>) -> (Self, SecretsHandle) {
+    pub(crate) fn new(
+        source: Source,
+        paths: Vec<SecretPath>,
+        expiry_warning: Duration,
+    ) -> (Self, SecretsHandle) {
         let (paths_sender, paths) = watch::channel(BTreeSet::from_iter(paths));
         let (known_sender, known) = watch::channel(Known::new());
         let (status_sender, status) = watch::channel(SecretsStatus {
@@ -53,9 +59,17 @@ impl SecretsWatch {
                 source,
                 paths,
                 publisher,
+                expiry: Some(ExpiryWatch::new(expiry_warning)),
             },
             handle,
         )
+    }
+
+    /// Writes no lines about what ends: for a copy of secrets that are watched at their source as well.
+    #[must_use]
+    pub fn without_expiry_warnings(mut self) -> Self {
+        self.expiry = None;
+        self
     }
 
     /// Runs until `shutdown`. A backend that is down, sealed or refuses is retried for ever; it never ends the run.
@@ -69,6 +83,9 @@ impl SecretsWatch {
             };
             let pause = round.pause;
             self.publisher.apply(round);
+            if let Some(expiry) = &mut self.expiry {
+                self.publisher.look_at_ends(expiry);
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -291,16 +308,30 @@ impl Publisher {
             };
             changed
         });
-        self.known.send_if_modified(|known| {
-            let mut changed = false;
-            for (path, credentials) in fresh {
-                if known.get(&path).is_none_or(|old| **old != credentials) {
-                    changed = true;
-                    known.insert(path, Arc::new(credentials));
-                }
-            }
-            changed
+        fresh.retain(|(path, credentials)| {
+            let known = self.known.borrow();
+            known.get(path).is_none_or(|old| **old != *credentials)
         });
+        if fresh.is_empty() {
+            return;
+        }
+        // The ends first: whoever is woken by the credentials finds them.
+        self.status.send_if_modified(|status| {
+            for (path, credentials) in &fresh {
+                status.secrets.entry(path.clone()).or_default().expiries = credentials.expiries();
+            }
+            false
+        });
+        self.known.send_modify(|known| {
+            known.extend(fresh.into_iter().map(|(path, new)| (path, Arc::new(new))));
+        });
+    }
+
+    /// Certificates end without anything being read.
+    fn look_at_ends(&self, expiry: &mut ExpiryWatch) {
+        let now = Timestamp::now();
+        self.status
+            .send_if_modified(|status| expiry.look(status, now));
     }
 }
 

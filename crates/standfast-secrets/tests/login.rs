@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use site::{READ_KAFKA, Running, Site, path};
-use standfast_secrets::VaultAuth;
+use standfast_secrets::{CredentialPart, ExpiryState, VaultAuth};
 
 const LEAST_POLICY: &str = r#"
 path "secret/data/kafka/east" { capabilities = ["read"] }
@@ -178,6 +178,9 @@ async fn an_expired_token_keeps_the_values_and_a_new_one_in_the_file_recovers() 
         .await;
     let status = running.handle.status();
     assert!(status.is_fresh(), "{status:?}");
+    let ends = status.login_expiry.as_ref().expect("an end");
+    assert_eq!(ends.part, CredentialPart::VaultToken);
+    assert_ne!(ends.state, ExpiryState::Far, "{ends:?}");
     let warning = status
         .login
         .and_then(|login| login.warning)
@@ -203,6 +206,8 @@ async fn an_expired_token_keeps_the_values_and_a_new_one_in_the_file_recovers() 
     site.put("kafka/east", "two");
     // Well into the longest pause between two tries: the new file has to end it.
     tokio::time::sleep(Duration::from_secs(8)).await;
+    let ends = running.handle.status().login_expiry.expect("an end");
+    assert_eq!(ends.state, ExpiryState::Expired, "{ends:?}");
     site.write("token", &site.token(READ_KAFKA, "1m"));
     let replaced = Instant::now();
     running
@@ -220,6 +225,7 @@ async fn an_expired_token_keeps_the_values_and_a_new_one_in_the_file_recovers() 
         status.is_fresh() && status.failing_since.is_none(),
         "{status:?}"
     );
+    assert_eq!(status.login_expiry, None, "the new one is renewed");
     running.stop().await;
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::credential_cache::CredentialCache;
 use crate::event::FleetEvent;
+use crate::expiry::ExpiryEvents;
 use crate::fleet::FleetShared;
 use crate::target::{Handoffs, Standby, Target};
 
@@ -48,6 +49,8 @@ pub(crate) struct Conductor {
     discovery: Discovery,
     view: FleetWatchHandle,
     secrets: SecretsHandle,
+    secrets_status: SecretsHandle,
+    expiry: ExpiryEvents,
     publish: watch::Sender<Option<Arc<Target>>>,
     handoffs: Handoffs,
     reads: JoinSet<Vec<Arc<Handoff>>>,
@@ -75,7 +78,9 @@ impl Conductor {
             discovery,
             view_of_lease: view.clone(),
             view,
+            secrets_status: secrets.clone(),
             secrets,
+            expiry: ExpiryEvents::default(),
             publish,
             handoffs: Handoffs::default(),
             reads: JoinSet::new(),
@@ -94,6 +99,7 @@ impl Conductor {
                 () = shutdown.cancelled() => return,
                 changed = self.view.changed() => if changed.is_err() { return },
                 changed = self.secrets.changed() => if changed.is_err() { return },
+                changed = self.secrets_status.status_changed() => if changed.is_err() { return },
                 () = cache_read(&mut self.cache) => {}
                 () = lease_turns(self.lease, &self.view_of_lease, self.is_holding) => {}
                 Some(read) = self.reads.join_next() => self.handoffs_read(read.unwrap_or_default()),
@@ -115,6 +121,7 @@ impl Conductor {
         if self.seen_epoch != Some(record.epoch) {
             self.begin_epoch(&record);
         }
+        self.expiry.look(&fleet, &record, &self.secrets.status());
         let Some(entry) = record.active_cluster() else {
             return true;
         };

@@ -39,7 +39,7 @@ impl CredentialCache {
             let file = Secrets::new(SecretsOptions::file(&path))
                 .map_err(|error| Error::Secrets(error.to_string()))?;
             let (watch, handle) = file.watch(Vec::new());
-            tokio::spawn(watch.run(shutdown.clone()));
+            tokio::spawn(watch.without_expiry_warnings().run(shutdown.clone()));
             Some(handle)
         } else {
             None

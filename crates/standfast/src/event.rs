@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use standfast_discovery::{ClusterName, Epoch, FleetState};
+use standfast_secrets::CredentialPart;
 
 /// Events that wait for a slow subscriber; older ones are dropped (the subscriber sees `Lagged`).
 pub const EVENT_BUFFER: usize = 1024;
@@ -168,6 +170,20 @@ pub enum FleetEvent {
         cluster: ClusterName,
         /// The secret's path.
         secret: String,
+    },
+    /// A part of a cluster's credentials ends soon, or has ended; the standbys' count as well. Told once when it comes near
+    /// (`expiry_warning` of the secrets' options, 30 days ahead by default) and once at its end.
+    CredentialsExpire {
+        /// The cluster; `None`: the token that Vault is read with.
+        cluster: Option<ClusterName>,
+        /// What ends.
+        what: CredentialPart,
+        /// Subject of the certificate, for example `CN=payments`.
+        subject: String,
+        /// When.
+        not_after: Timestamp,
+        /// Time until then; zero: it is over.
+        left: Duration,
     },
     /// Discovery has been silent for longer than the lease: producers hold their records until it answers.
     LeaseLost {

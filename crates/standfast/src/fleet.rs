@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use standfast_discovery::{Discovery, DiscoveryOptions, FleetName, FleetView, FleetWatchHandle};
+use standfast_discovery::{
+    Discovery, DiscoveryOptions, FleetName, FleetView, FleetWatchHandle, WatchStats,
+};
 use standfast_secrets::{Secrets, SecretsHandle, SecretsOptions};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use crate::consumer::ConsumerBuilder;
 use crate::credential_cache::CredentialCache;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, EVENT_BUFFER, FleetEvent};
+use crate::expiry::{self, CredentialExpiry};
 use crate::producer::{ProducerBuilder, ProducerShared};
 use crate::rehearsal::{self, Rehearsal};
 use crate::standby::StandbyWatch;
@@ -47,6 +50,7 @@ pub(crate) struct FleetShared {
     pub(crate) events: broadcast::Sender<FleetEvent>,
     standbys: StandbyWatch,
     view: FleetWatchHandle,
+    secrets: SecretsHandle,
     client_number: AtomicU64,
     shutdown: CancellationToken,
 }
@@ -108,7 +112,36 @@ impl Fleet {
 
     /// Counters over all producers and consumers of this fleet.
     pub fn snapshot(&self) -> Stats {
-        self.shared.counters.snapshot()
+        let now = jiff::Timestamp::now();
+        let ends = self.credential_expiries().into_iter();
+        Stats {
+            credentials_expire_in_seconds: ends.map(|end| end.expiry.seconds_left(now)).min(),
+            ..self.shared.counters.snapshot()
+        }
+    }
+
+    /// What of the clusters' credentials ends, and when: certificates, and a Vault token that nobody renews; the standbys'
+    /// too. [`FleetEvent::CredentialsExpire`] tells of it ahead.
+    pub fn credential_expiries(&self) -> Vec<CredentialExpiry> {
+        let Some(record) = self.view().record else {
+            return Vec::new();
+        };
+        expiry::of_clusters(&record, &self.shared.secrets.status())
+    }
+
+    /// What the watch of the fleet record has counted.
+    pub fn discovery_stats(&self) -> WatchStats {
+        self.shared.view.stats()
+    }
+
+    #[cfg(any(feature = "opentelemetry", feature = "prometheus"))]
+    pub(crate) fn shared(&self) -> &Arc<FleetShared> {
+        &self.shared
+    }
+
+    #[cfg(any(feature = "opentelemetry", feature = "prometheus"))]
+    pub(crate) fn from_shared(shared: Arc<FleetShared>) -> Self {
+        Self { shared }
     }
 }
 
@@ -241,6 +274,7 @@ impl FleetBuilder {
             standbys: StandbyWatch::new(targets.clone(), events.clone(), shutdown.clone()),
             events,
             view: view.clone(),
+            secrets: credentials.clone(),
             client_number: AtomicU64::new(0),
             shutdown: shutdown.clone(),
         });

@@ -90,8 +90,10 @@ mod consumer;
 mod credential_cache;
 mod error;
 mod event;
+mod expiry;
 mod ffi;
 mod fleet;
+mod metrics;
 mod producer;
 mod reaper;
 mod record;
@@ -111,7 +113,11 @@ pub use consumer::{
 };
 pub use error::{Error, Result};
 pub use event::{ClientName, EVENT_BUFFER, FleetEvent, StartReason};
+pub use expiry::CredentialExpiry;
 pub use fleet::{DEFAULT_CONNECT_TIMEOUT, Fleet, FleetBuilder, MIN_LEASE};
+#[cfg(feature = "prometheus")]
+pub use metrics::PrometheusCollector;
+pub use metrics::{Metric, MetricKind, MetricUnit};
 pub use producer::{
     DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES,
     DeliveryFuture, FailoverProducer, Overflow, ProducerBuilder,
@@ -120,5 +126,9 @@ pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
 pub use rehearsal::Rehearsal;
 pub use stats::Stats;
 
+#[cfg(feature = "opentelemetry")]
+pub use opentelemetry;
+#[cfg(feature = "prometheus")]
+pub use prometheus_client;
 pub use standfast_discovery as discovery;
 pub use standfast_secrets as secrets;

@@ -13,6 +13,9 @@ macro_rules! counters {
             pub clients_retiring: u64,
             /// Old clients that could not be taken down because the list of them was full; their threads stay.
             pub clients_abandoned: u64,
+            /// Seconds until the first part of any cluster's credentials ends, the standbys' included; negative behind it,
+            /// `None` while nothing is known to end. See [`Fleet::credential_expiries`](crate::Fleet::credential_expiries).
+            pub credentials_expire_in_seconds: Option<i64>,
         }
 
         #[derive(Debug, Default)]
@@ -26,6 +29,7 @@ macro_rules! counters {
                     $($name: self.$name.load(Relaxed),)+
                     clients_retiring: crate::reaper::retiring(),
                     clients_abandoned: crate::reaper::abandoned(),
+                    credentials_expire_in_seconds: None,
                 }
             }
         }
