@@ -37,6 +37,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let seed = cli.seed.unwrap_or_else(rand::random);
+    std::fs::create_dir_all(&cli.folder).expect("a folder for the log");
     let log = File::create(cli.folder.join(format!("chaos-{seed}.log"))).expect("a log file");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
