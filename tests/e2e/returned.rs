@@ -165,6 +165,8 @@ fn three_times_there_and_back_loses_nothing_that_was_mirrored() {
         });
         assert_eq!(back["outcome"], "FLIPPED", "{back}");
         assert_eq!(back["rpo_records"], 0, "{back}");
+        // What the other link has copied back by then is not taken for a producer that goes on.
+        assert_eq!(back["late_writes"], Value::Array(Vec::new()), "{back}");
     }
     application.wait_progress("the application works on west again", 2_000, SOON);
     let sent = application.finish_load();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use standfast_discovery::{ClusterName, Epoch};
 use standfast_link::{
@@ -23,6 +24,8 @@ use crate::failover::{LogEnds, Mirrors, Route};
 
 /// How long one question for log ends may take; steps have their own limits on top.
 const LOG_ENDS_LIMIT: Duration = Duration::from_secs(3);
+/// Partitions compared at the same time.
+const COMPARISONS_MAX: usize = 16;
 
 /// Every link and probe. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -207,6 +210,22 @@ impl Mirrors for LinkSet {
             None => Ok(answer.ends),
             Some(error) => Err(format!("cluster {cluster}: {error}")),
         }
+    }
+
+    async fn same_at(&self, route: &Route, offsets: &LogEnds) -> BTreeSet<(String, i32)> {
+        let connection = |name| self.probes.get(name).and_then(ProbeHandle::cluster);
+        let (Some(old), Some(new)) = (connection(&route.from), connection(&route.to)) else {
+            return BTreeSet::new();
+        };
+        let compared = offsets.clone().into_iter().map(|(key, offset)| {
+            let (new, old) = (new.clone(), old.clone());
+            async move {
+                let same = standfast_link::same_at(&new, &old, &key.0, key.1, offset).await;
+                same.is_ok_and(|same| same).then_some(key)
+            }
+        });
+        let compared = futures_util::stream::iter(compared).buffer_unordered(COMPARISONS_MAX);
+        compared.filter_map(std::future::ready).collect().await
     }
 
     fn unreachable_for(&self, cluster: &ClusterName) -> Option<Duration> {

@@ -9,6 +9,7 @@
 mod coordination;
 mod drain;
 mod flip;
+mod late_writes;
 mod planned;
 mod report;
 mod steps;
@@ -114,6 +115,12 @@ pub(crate) trait Mirrors: Send + Sync {
         cluster: &ClusterName,
         route: &Route,
     ) -> impl Future<Output = Result<LogEnds, String>> + Send;
+    /// Of these partitions, those whose logs hold the same on both clusters at the offset given for each.
+    fn same_at(
+        &self,
+        route: &Route,
+        offsets: &LogEnds,
+    ) -> impl Future<Output = BTreeSet<(String, i32)>> + Send;
     /// What the health probe says.
     fn is_healthy(&self, cluster: &ClusterName) -> bool;
     /// For how long the health probe has had no answer.

@@ -3,17 +3,13 @@
 use std::time::Duration;
 
 use standfast_discovery::{FleetRecord, FleetState, Versioned};
-use tokio::time::Instant;
 
 use super::drain::{DrainWatch, both_ends};
 use super::flip::{self, Flip};
 use super::report::Draft;
 use super::unplanned::{carry_groups_if_possible, stop_mirrors, wait_for_discovery};
-use super::{Context, Coordination, Failure, LogEnds, Mirrors, Request, Route, Steps};
-use crate::api::{LateWrite, Outcome, Report};
-
-/// Between two looks at the old cluster after the flip.
-const LATE_WRITE_POLL: Duration = Duration::from_millis(250);
+use super::{Context, Coordination, Failure, LogEnds, Mirrors, Request, Route, Steps, late_writes};
+use crate::api::{Outcome, Report};
 
 /// The time limits that the operator chooses.
 #[derive(Debug, Clone, Copy)]
@@ -43,15 +39,22 @@ where
     flip::release(lock).await;
     let (mut report, drained) = result?;
     if let Some(drained) = drained {
-        watch_late_writes(context, &mut steps, &drained, &mut report).await;
+        late_writes::watch(context, &mut steps, &drained, &mut report).await;
     }
     Ok(report)
 }
 
 /// The direction that was given up, and where the old logs ended.
-struct Drained {
-    route: Route,
-    ends: LogEnds,
+pub(super) struct Drained {
+    pub(super) route: Route,
+    pub(super) ends: LogEnds,
+}
+
+impl Drained {
+    /// Where the old cluster's log ended; 0 for a partition that was added since.
+    pub(super) fn end_of(&self, partition: &(String, i32)) -> i64 {
+        self.ends.get(partition).copied().unwrap_or(0)
+    }
 }
 
 async fn locked<C, M>(
@@ -337,67 +340,6 @@ where
         };
         flip::failed(self.draft.clone(), self.steps, Outcome::Failed, message)
     }
-}
-
-/// Loud if anything still writes to the cluster that was left: those records are there only.
-async fn watch_late_writes<C: Coordination, M: Mirrors>(
-    context: &Context<C, M>,
-    steps: &mut Steps,
-    drained: &Drained,
-    report: &mut Report,
-) {
-    let limit = context.limits.late_write_watch;
-    let until = Instant::now() + limit;
-    let mut late: LogEnds = LogEnds::new();
-    let watch = async {
-        while Instant::now() < until {
-            if let Ok(now) = context
-                .mirrors
-                .log_ends(&drained.route.from, &drained.route)
-                .await
-            {
-                let grown = now
-                    .into_iter()
-                    .filter(|(key, end)| drained.ends.get(key).is_none_or(|old| end > old));
-                late.extend(grown);
-            }
-            tokio::time::sleep(LATE_WRITE_POLL).await;
-        }
-    };
-    // Cut off by its own deadline at the latest; what was seen until then counts.
-    let _ = steps
-        .run("watch_late_writes", limit + LATE_WRITE_POLL, watch)
-        .await;
-    report.late_writes = late
-        .into_iter()
-        .map(|((topic, partition), end)| {
-            let from_offset = drained
-                .ends
-                .get(&(topic.clone(), partition))
-                .copied()
-                .unwrap_or(0);
-            LateWrite {
-                topic,
-                partition,
-                from_offset,
-                records: end - from_offset,
-            }
-        })
-        .collect();
-    for write in &report.late_writes {
-        tracing::error!(
-            cluster = %drained.route.from, topic = write.topic, partition = write.partition,
-            from_offset = write.from_offset, records = write.records,
-            "records were written to the old cluster after the switchover; they are on that cluster only"
-        );
-        report.warnings.push(format!(
-            "LATE WRITES: {} record(s) from offset {} of {}-{} were written to \"{}\" after the flip and are there only; find the producer \
-             that does not heed the fence",
-            write.records, write.from_offset, write.topic, write.partition, drained.route.from
-        ));
-    }
-    report.steps = steps.done();
-    report.total_ms = steps.total_ms();
 }
 
 fn reason(request: &Request, route: &Route) -> String {

@@ -86,5 +86,5 @@ pub use start::MirrorStart;
 pub use transitions::Transition;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,
-    VerifyProgress, VerifyReport, VerifyResult, verify,
+    VerifyProgress, VerifyReport, VerifyResult, same_at, verify,
 };

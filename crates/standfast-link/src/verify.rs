@@ -127,7 +127,8 @@ pub async fn verify(
         compacts: mirror.compacts().await?,
         source,
         mirror,
-        options: &options,
+        from: options.from,
+        to: options.to,
         num_partitions: wanted.len(),
         progress,
     };
@@ -144,6 +145,39 @@ pub async fn verify(
         result: outcome(&partitions),
         partitions,
     })
+}
+
+/// Whether two logs hold the same at `offset`, as far as the batch that it is in. False if one of them does not reach it.
+///
+/// # Errors
+/// A cluster cannot be asked.
+pub async fn same_at(
+    source: &Cluster,
+    mirror: &Cluster,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+) -> Result<bool, VerifyError> {
+    let log = |role, cluster: &Cluster| Log {
+        role,
+        cluster: cluster.clone(),
+        topic: topic.to_owned(),
+        partitions: BTreeSet::from([partition]),
+    };
+    let mirror = log(DESTINATION, mirror);
+    let run = Run {
+        compacts: mirror.compacts().await?,
+        source: log(SOURCE, source),
+        mirror,
+        from: Some(offset),
+        to: Some(offset + 1),
+        num_partitions: 1,
+        progress: |_| {},
+    };
+    let verified = run.partition(partition, 0).await?;
+    Ok(verified.from_offset == offset
+        && verified.to_offset > offset
+        && verified.first_difference.is_none())
 }
 
 fn outcome(partitions: &[PartitionVerified]) -> VerifyResult {
@@ -225,11 +259,12 @@ impl Log {
 }
 
 /// One comparison under way.
-struct Run<'o, P> {
+struct Run<P> {
     source: Log,
     mirror: Log,
     compacts: bool,
-    options: &'o VerifyOptions,
+    from: Option<i64>,
+    to: Option<i64>,
     num_partitions: usize,
     progress: P,
 }
@@ -241,7 +276,7 @@ enum Left {
     Overtaken,
 }
 
-impl<P: Fn(VerifyProgress) + Send + Sync> Run<'_, P> {
+impl<P: Fn(VerifyProgress) + Send + Sync> Run<P> {
     async fn partition(
         &self,
         partition: i32,
@@ -271,8 +306,8 @@ impl<P: Fn(VerifyProgress) + Send + Sync> Run<'_, P> {
         verified.only_on_source = (source.end - mirror.end).max(0);
         verified.only_on_destination = (mirror.end - source.end).max(0);
         let both = (source.start.max(mirror.start), source.end.min(mirror.end));
-        let mut at = self.options.from.map_or(both.0, |from| from.max(both.0));
-        let to = self.options.to.map_or(both.1, |to| to.min(both.1)).max(at);
+        let mut at = self.from.map_or(both.0, |from| from.max(both.0));
+        let to = self.to.map_or(both.1, |to| to.min(both.1)).max(at);
         (verified.from_offset, verified.to_offset) = (at, to);
         for _ in 0..OVERTAKEN_MAX {
             let ends = (source.end, mirror.end);

@@ -5,7 +5,8 @@ mod support;
 use std::sync::{Mutex, OnceLock};
 
 use standfast_link::{
-    DifferenceKind, VerifyError, VerifyOptions, VerifyProgress, VerifyReport, VerifyResult, verify,
+    DifferenceKind, VerifyError, VerifyOptions, VerifyProgress, VerifyReport, VerifyResult,
+    same_at, verify,
 };
 use standfast_servers::KafkaCluster;
 use standfast_wire::Cluster;
@@ -179,4 +180,20 @@ async fn retention_on_either_side_moves_the_beginning() {
     let partition = &report.partitions[0];
     // The batch that the log start lies in is compared whole.
     assert_eq!((partition.from_offset, partition.equal_batches), (207, 30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_offset_is_compared_alone() {
+    let (source, destination) = clusters();
+    let (from, to) = (connect(source).await, connect(destination).await);
+    for cluster in [source, destination] {
+        cluster.create_topic("offsets", 1, &[]).unwrap();
+    }
+    write(&from, "offsets", &["one", "two", "three"]).await;
+    write(&to, "offsets", &["one", "twO"]).await;
+    // Two records in each batch; the mirror ends at 4.
+    for (offset, same) in [(0, true), (1, true), (2, false), (3, false), (4, false)] {
+        let found = same_at(&from, &to, "offsets", 0, offset).await;
+        assert_eq!(found.expect("an answer"), same, "offset {offset}");
+    }
 }

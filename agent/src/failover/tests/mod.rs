@@ -429,10 +429,10 @@ async fn a_write_between_drain_and_stop_is_caught() {
     assert_eq!(world.record().await.active, name("west"));
 }
 
-#[tokio::test]
-async fn late_writes_are_reported_loudly() {
+/// A switchover after which the old cluster grows.
+async fn switchover_and_growth(linked_back: bool) -> Report {
     let world = world().await;
-    world.clusters().source_alive = true;
+    (world.clusters().source_alive, world.clusters().linked_back) = (true, linked_back);
     let growth = {
         let (faults, clusters) = (Arc::clone(&world.faults), Arc::clone(&world.clusters));
         tokio::spawn(async move {
@@ -451,6 +451,13 @@ async fn late_writes_are_reported_loudly() {
     let report = world.switchover().await.unwrap();
     growth.await.unwrap();
     assert_eq!(report.outcome, Outcome::Flipped);
+    assert!(world.clusters().source[1] > 20, "it grew");
+    report
+}
+
+#[tokio::test]
+async fn late_writes_are_reported_loudly() {
+    let report = switchover_and_growth(false).await;
     assert_eq!(
         (
             report.late_writes[0].partition,
@@ -460,6 +467,15 @@ async fn late_writes_are_reported_loudly() {
     );
     assert!(
         report.late_writes[0].records > 0 && report.warnings[0].starts_with("LATE WRITES"),
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_link_back_writes_is_no_late_write() {
+    let report = switchover_and_growth(true).await;
+    assert!(
+        report.late_writes.is_empty() && report.warnings.is_empty(),
         "{report:?}"
     );
 }

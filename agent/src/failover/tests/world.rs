@@ -163,6 +163,8 @@ pub(super) struct Clusters {
     /// Records that a producer adds to partition 1 at every look, from then on.
     pub(super) growing: i64,
     pub(super) grow_after: Option<&'static str>,
+    /// What grows is written by a link from the other cluster.
+    pub(super) linked_back: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -264,6 +266,12 @@ impl Mirrors for FakeMirrors {
             .enumerate()
             .map(|(index, end)| (partition(index), *end))
             .collect())
+    }
+
+    async fn same_at(&self, _: &Route, offsets: &LogEnds) -> BTreeSet<(String, i32)> {
+        let linked_back = self.clusters.lock().unwrap().linked_back;
+        let keys = offsets.keys().filter(|_| linked_back);
+        keys.cloned().collect()
     }
 
     fn unreachable_for(&self, cluster: &ClusterName) -> Option<Duration> {
