@@ -34,6 +34,70 @@ pub const MIN_LEASE: Duration = Duration::from_secs(3);
 /// A fleet: Kafka clusters that stand in for one another. Watches discovery and secrets, and makes producers and
 /// consumers that move to whichever cluster is active. Cheap to clone; the watches end with the last clone and the last
 /// producer and consumer.
+///
+/// A flip in one process; it runs, the clusters being librdkafka's mock ones:
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use rdkafka::mocking::MockCluster;
+/// use standfast::discovery::{ClusterEntry, ClusterName, Discovery, DiscoveryOptions, Epoch, FleetName, FleetRecord};
+/// use standfast::{Fleet, FleetEvent, MissingOffset, Record};
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // Two clusters with the topic, and the fleet's record in a folder: in earnest `standfast fleet init` writes it.
+///     let (at_west, at_east) = (MockCluster::new(1)?, MockCluster::new(1)?);
+///     let (west, east) = (ClusterName::new("west")?, ClusterName::new("east")?);
+///     let mut clusters = BTreeMap::new();
+///     for (name, cluster) in [(&west, &at_west), (&east, &at_east)] {
+///         cluster.create_topic("orders", 1, 1)?;
+///         clusters.insert(name.clone(), ClusterEntry::new(cluster.bootstrap_servers()));
+///     }
+///     let folder = tempfile::tempdir()?;
+///     let discovery = Discovery::new(DiscoveryOptions::file(folder.path()))?;
+///     let payments = FleetName::new("payments")?;
+///     let record = FleetRecord::first(west.clone(), clusters, "an example");
+///     discovery.compare_and_set(&payments, None, &record).await?;
+///
+///     let fleet = Fleet::builder("payments")
+///         .discovery(DiscoveryOptions::file(folder.path()))
+///         .build()
+///         .await?;
+///     let producer = fleet.producer().build().await?;
+///     let delivery = producer.send(Record::to("orders").payload("1")).await?;
+///     assert_eq!(delivery.cluster, west);
+///
+///     // West is lost: in earnest `standfast failover`.
+///     let mut events = fleet.events();
+///     let stored = discovery.read(&payments).await?.expect("the record");
+///     let flipped = FleetRecord { epoch: Epoch(2), active: east.clone(), ..stored.value };
+///     discovery.compare_and_set(&payments, Some(&stored.version), &flipped).await?;
+///     drop(at_west);
+///     loop {
+///         match events.recv().await? {
+///             FleetEvent::ClientReady { cluster, .. } if cluster == east => break,
+///             event => println!("{event:?}"),
+///         }
+///     }
+///     let delivery = producer.send(Record::to("orders").payload("2")).await?;
+///     assert_eq!(delivery.cluster, east);
+///
+///     // Nobody had mirrored the first record. It was sent again, ahead of the second.
+///     let mut consumer = fleet
+///         .consumer("billing")
+///         .on_missing_offset(MissingOffset::Earliest)
+///         .subscribe(&["orders"])
+///         .await?;
+///     for expected in ["1", "2"] {
+///         let message = consumer.next().await.expect("a record")?;
+///         assert_eq!(message.payload(), Some(expected.as_bytes()));
+///         consumer.ack(&message)?;
+///     }
+///     assert_eq!(fleet.snapshot().records_replayed, 1);
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Fleet {
     shared: Arc<FleetShared>,
@@ -65,6 +129,23 @@ impl Fleet {
     }
 
     /// Connects to a fleet with explicit options.
+    ///
+    /// ```
+    /// # #[tokio::main] async fn main() {
+    /// use std::time::Duration;
+    /// use standfast::discovery::DiscoveryOptions;
+    /// use standfast::{Error, Fleet};
+    ///
+    /// let folder = tempfile::tempdir().expect("a folder");
+    /// let fleet = Fleet::builder("payments")
+    ///     .discovery(DiscoveryOptions::file(folder.path()))
+    ///     .connect_timeout(Duration::from_millis(50))
+    ///     .build()
+    ///     .await;
+    /// // Nobody has written the record: the error says what to do.
+    /// assert!(matches!(fleet, Err(Error::NoRecord { .. })));
+    /// # }
+    /// ```
     pub fn builder(name: impl Into<String>) -> FleetBuilder {
         FleetBuilder {
             name: name.into(),
@@ -97,7 +178,24 @@ impl Fleet {
         self.shared.view.borrow()
     }
 
-    /// Events from now on. A subscriber that falls behind by more than [`EVENT_BUFFER`] loses the oldest.
+    /// Events from now on.
+    ///
+    /// ```no_run
+    /// # async fn example(fleet: &standfast::Fleet) {
+    /// use standfast::FleetEvent;
+    ///
+    /// let mut events = fleet.events();
+    /// tokio::spawn(async move {
+    ///     while let Ok(event) = events.recv().await {
+    ///         if let FleetEvent::FlipBegun { to, .. } = event {
+    ///             println!("{to} is the active cluster");
+    ///         }
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    ///
+    /// A subscriber that falls behind by more than [`EVENT_BUFFER`] loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
         self.shared.events.subscribe()
     }
@@ -105,6 +203,17 @@ impl Fleet {
     /// Tries whether a flip would work: makes a new client of every standby with the credentials known now, waits at most
     /// `timeout` for it to log in, and compares the cluster's id with the record's. The application's own clients are not
     /// touched. Run it after a change of addresses or secrets, and now and then from a scheduler.
+    ///
+    /// ```no_run
+    /// # async fn example(fleet: &standfast::Fleet) {
+    /// for standby in fleet.rehearse(std::time::Duration::from_secs(10)).await {
+    ///     match standby.outcome {
+    ///         Ok(took) => println!("{} would do, logged in after {took:?}", standby.cluster),
+    ///         Err(reason) => eprintln!("{} would not do: {reason}", standby.cluster),
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub async fn rehearse(&self, timeout: Duration) -> Vec<Rehearsal> {
         let properties = self.shared.standbys.properties();
         rehearsal::rehearse(&self.shared, &properties, timeout).await

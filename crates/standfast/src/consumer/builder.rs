@@ -84,7 +84,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Keeps the wrapper's [`ID_HEADER`](crate::ID_HEADER) among the headers. [`Message::id`] gives it in any case.
+    /// Keeps the wrapper's [`ID_HEADER`](crate::ID_HEADER) among the headers. [`Message::id`](crate::Message::id) gives it in any case.
     pub fn show_id_header(mut self, show: bool) -> Self {
         self.show_id_header = show;
         self

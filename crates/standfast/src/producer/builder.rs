@@ -92,7 +92,7 @@ impl ProducerBuilder {
     /// Starts the producer. It does not wait for the cluster: records that are sent meanwhile wait in the buffer.
     ///
     /// # Errors
-    /// [`Error::RefusedProperty`], [`Error::Configuration`].
+    /// [`Error::RefusedProperty`](crate::Error::RefusedProperty), [`Error::Configuration`](crate::Error::Configuration).
     // Async to leave room for work that must be done before the first record.
     #[allow(clippy::unused_async)]
     pub async fn build(self) -> Result<FailoverProducer> {

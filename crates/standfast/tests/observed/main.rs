@@ -3,6 +3,7 @@
 
 mod expiry;
 mod metrics;
+mod pages;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -16,6 +16,8 @@ use standfast::{Fleet, MetricKind, PrometheusCollector, Record};
 
 use crate::record;
 
+const README: &str = include_str!("../../README.md");
+
 /// A fleet whose two clusters do not answer, with one record that waits for them.
 async fn fleet(folder: &std::path::Path, name: &str) -> (Fleet, standfast::FailoverProducer) {
     let nowhere = || ClusterEntry::new("127.0.0.1:1");
@@ -73,6 +75,8 @@ async fn prometheus_gets_every_number_of_every_fleet_once() {
         );
     }
     for line in [
+        "# TYPE standfast_client_flips counter",
+        "# TYPE standfast_client_records_unresolved gauge",
         "standfast_client_records_sent_total{fleet=\"payments\"} 1",
         "standfast_client_records_unresolved{fleet=\"audit\"} 1",
         "standfast_client_epoch{fleet=\"payments\"} 1",
@@ -83,6 +87,14 @@ async fn prometheus_gets_every_number_of_every_fleet_once() {
         "# UNIT standfast_client_credentials_expire_in_seconds seconds",
     ] {
         assert!(text.contains(line), "{line}: {text}");
+    }
+
+    // What the front page names is there.
+    for word in README.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        if word.starts_with("standfast_client_") {
+            let described = format!("# TYPE {} ", word.trim_end_matches("_total"));
+            assert!(text.contains(&described), "{word} is no metric");
+        }
     }
 
     drop((audit, _also_waiting));
