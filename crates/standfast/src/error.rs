@@ -96,6 +96,34 @@ pub enum Error {
         /// librdkafka's error.
         reason: Box<rdkafka::error::KafkaError>,
     },
+    /// [`commit`](crate::ConsumerHandle::commit) is not known to have succeeded. What is acknowledged stays so: commit again.
+    #[error(
+        "offsets of group {group:?} were not committed: {reason}; what is acknowledged stays so, commit again"
+    )]
+    NotCommitted {
+        /// The consumer group.
+        group: String,
+        /// Why.
+        reason: String,
+    },
+    /// The group's committed offsets cannot be read.
+    #[error("offsets of group {group:?} cannot be read: {reason}")]
+    OffsetsUnknown {
+        /// The consumer group.
+        group: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The consumer does not have the partition.
+    #[error(
+        "the group has not given {topic}-{partition} to this consumer; wait for it to be assigned, see on_rebalance()"
+    )]
+    NotAssigned {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+    },
     /// Discovery could not be set up.
     #[error("discovery: {0}")]
     Discovery(String),

@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use standfast_discovery::{ClusterName, Epoch, FleetState};
 use standfast_secrets::CredentialPart;
 
+use crate::consumer::RebalanceEvent;
+
 /// Events that wait for a slow subscriber; older ones are dropped (the subscriber sees `Lagged`).
 pub const EVENT_BUFFER: usize = 1024;
 
@@ -128,6 +130,14 @@ pub enum FleetEvent {
         /// How the offset was found.
         reason: StartReason,
     },
+    /// The partitions of a consumer have changed. With [`on_rebalance`](crate::ConsumerBuilder::on_rebalance) it can be acted on
+    /// before the rebalance goes on.
+    Rebalanced {
+        /// The consumer.
+        client: ClientName,
+        /// What has changed.
+        event: RebalanceEvent,
+    },
     /// A partition was assigned but is not read, because it is not known where to start. It is tried again.
     PartitionHeld {
         /// The consumer.
@@ -230,6 +240,8 @@ pub enum StartReason {
     Handoff,
     /// The offset that the group has committed on this cluster.
     Committed,
+    /// The application has sought.
+    Seek,
     /// The group has no offset, or one that is out of range; [`MissingOffset`](crate::MissingOffset) chose.
     Policy,
 }

@@ -119,20 +119,23 @@ impl CommitQueue {
         NonNull::new(unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) }).map(Self)
     }
 
-    /// Sends a commit and does not wait.
+    /// Sends a commit and does not wait. `number` comes back with the answer.
     pub(crate) fn commit<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         offsets: &TopicPartitionList,
+        number: u64,
     ) -> Result<(), RDKafkaErrorCode> {
-        // SAFETY: client, list and queue are alive; librdkafka copies the list. No callback: answers come as events.
+        let opaque = std::ptr::without_provenance_mut(usize::try_from(number).unwrap_or(0));
+        // SAFETY: client, list and queue are alive; librdkafka copies the list. No callback: answers come as events. Nobody
+        // takes the opaque for an address.
         let code = unsafe {
             sys::rd_kafka_commit_queue(
                 consumer.client().native_ptr(),
                 offsets.ptr(),
                 self.0.as_ptr(),
                 None,
-                std::ptr::null_mut(),
+                opaque,
             )
         };
         match code {
@@ -141,14 +144,15 @@ impl CommitQueue {
         }
     }
 
-    /// The next answer, if there is one.
-    pub(crate) fn answer(&self) -> Option<Result<(), RDKafkaErrorCode>> {
+    /// The next answer, if there is one, with the number of its commit.
+    pub(crate) fn answer(&self) -> Option<(u64, Result<(), RDKafkaErrorCode>)> {
         // SAFETY: the queue is alive; a non-null event is ours to read and to destroy, its list belongs to it.
         unsafe {
             let event = sys::rd_kafka_queue_poll(self.0.as_ptr(), 0);
             if event.is_null() {
                 return None;
             }
+            let number = sys::rd_kafka_event_opaque(event).addr() as u64;
             let mut code = sys::rd_kafka_event_error(event);
             let list = sys::rd_kafka_event_topic_partition_list(event);
             if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && !list.is_null() {
@@ -159,10 +163,11 @@ impl CommitQueue {
                 code = failed.unwrap_or(code);
             }
             sys::rd_kafka_event_destroy(event);
-            Some(match code {
+            let answer = match code {
                 sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
                 code => Err(code.into()),
-            })
+            };
+            Some((number, answer))
         }
     }
 }

@@ -42,8 +42,9 @@ pub use config::{
     VAR_DISCOVERY_DIR, VAR_SECRETS_FILE, VAR_VAULT_ADDR, VAR_VAULT_TOKEN_FILE,
 };
 pub use consumer::{
-    CLOSE_TIMEOUT, ConsumerBuilder, DEFAULT_COMMIT_INTERVAL, DEFAULT_READ_AHEAD_BYTES,
-    DEFAULT_READ_AHEAD_RECORDS, FailoverConsumer, MAX_UNACKNOWLEDGED, Message, MissingOffset,
+    CLOSE_TIMEOUT, COMMIT_TIMEOUT, ConsumerBuilder, ConsumerHandle, DEFAULT_COMMIT_INTERVAL,
+    DEFAULT_READ_AHEAD_BYTES, DEFAULT_READ_AHEAD_RECORDS, FailoverConsumer, MAX_UNACKNOWLEDGED,
+    Message, MissingOffset, RebalanceEvent, SeekTo, TopicPartition,
 };
 pub use error::{Error, Result};
 pub use event::{ClientName, EVENT_BUFFER, FleetEvent, StartReason};

@@ -1,26 +1,21 @@
 //! The partitions of one generation: where they start, how far they were read, what is committed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::ConsumerShared;
+use super::Key;
+use super::commits::{Commits, Part};
 use super::context::WorkerContext;
 use super::handover;
+use super::held::{Held, Started, fetch_committed};
 use super::partition::Partition;
-use super::start::{Carried, Committed, Known, Own, Start, label, labelled_window};
-use super::window::{MAX_TEXT, Window};
-use crate::event::{FleetEvent, StartReason};
-use crate::ffi::{self, CommitQueue};
-use crate::stats::add;
-use crate::target::Target;
-
-/// One question to the coordinator or a leader. Asked on the poll thread; heartbeats go on meanwhile.
-const ASK: Duration = Duration::from_secs(3);
+use super::rebalance::{self, RebalanceEvent};
+use super::start::{Carried, Committed, label};
+use crate::event::FleetEvent;
 
 /// Pause between two attempts to find the start of held partitions.
 const RETRY: Duration = Duration::from_millis(500);
@@ -28,65 +23,64 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The same while a position is about to be handed over.
 const HANDOVER_RETRY: Duration = Duration::from_millis(150);
 
-type Key = (String, i32);
-
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     running: HashMap<String, HashMap<i32, Running>>,
     held: BTreeMap<Key, Held>,
     /// Taken away while the group could not be told how far they were read; should they come back, reading goes on there.
     lost: HashMap<Key, Carried>,
+    /// Nothing is read, because the application is slow.
     pub(super) paused: bool,
-    retry_at: Option<Instant>,
+    /// Partitions that the client does not fetch, for that reason or because the application has paused them. It remembers
+    /// that beyond an assignment.
+    paused_at_client: BTreeSet<Key>,
+    pub(super) retry_at: Option<Instant>,
+    /// When what the application has asked for is to be tried again.
+    pub(super) follow_at: Option<Instant>,
     /// Partitions are held while the handoff of the flip is being read.
     pub(super) awaits_handoff: bool,
-    /// Answers to commits; `None` once the generation has ended.
-    commits: Option<CommitQueue>,
-    /// Commits that were not answered yet.
-    unanswered: usize,
-    /// By how much the windows are shorter than usual, because the broker takes less metadata.
-    window_cut: usize,
+    pub(super) commits: Commits,
     /// Partitions were assigned; see what was not.
     must_hand_over: bool,
 }
 
 #[derive(Debug)]
-struct Running {
-    partition: Arc<Partition>,
+pub(super) struct Running {
+    pub(super) partition: Arc<Partition>,
+    /// The partition's reading to which what is read ahead belongs.
+    pub(super) reading: u32,
     /// Offset after the last record that was read ahead.
-    fetched: i64,
+    pub(super) fetched: i64,
+    /// The client is to be brought to `fetched`; what it reads until then is thrown away.
+    pub(super) settled: bool,
+    /// The application has paused it.
+    pub(super) paused: bool,
     /// The last commit that was sent here; -1: none.
     committed: i64,
 }
 
-#[derive(Debug)]
-struct Held {
-    carried: Option<Carried>,
-    since: Instant,
-    verify: bool,
-    /// The reason that was reported.
-    told: Option<String>,
+impl Running {
+    /// Goes on with a partition that was sought.
+    pub(super) fn begin(&mut self, partition: Arc<Partition>) {
+        (self.reading, self.fetched) = (partition.reading(), partition.next());
+        (self.settled, self.committed) = (false, -1);
+        self.partition = partition;
+    }
 }
 
 impl Assignment {
     /// Takes newly assigned partitions in and assigns those to the client whose start is known.
     pub(super) fn assign(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: Vec<Key>) {
         let context = consumer.context();
+        let generation = context.source.generation;
+        let change = context.shared.note_assigned(generation, &partitions);
+        rebalance::tell(&context.shared, RebalanceEvent::Lost, change.gone);
         for key in partitions {
-            let carried = context
-                .shared
-                .take_carried(context.source.generation, &key)
-                .or_else(|| self.lost.remove(&key));
-            self.held.insert(
-                key,
-                Held {
-                    carried,
-                    since: Instant::now(),
-                    verify: false,
-                    told: None,
-                },
-            );
+            let carried = context.shared.take_carried(generation, &key);
+            let carried = carried.or_else(|| self.lost.remove(&key));
+            self.held.insert(key, Held::new(carried));
         }
+        rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
         self.must_hand_over = true;
@@ -94,9 +88,9 @@ impl Assignment {
 
     /// Tells the group the positions of partitions that others read on.
     pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
-        let (true, Some(queue)) = (self.must_hand_over, &self.commits) else {
+        if !self.must_hand_over {
             return;
-        };
+        }
         let context = consumer.context();
         let target = context.shared.target();
         // While the handoff is being read, positions mean nothing yet.
@@ -104,16 +98,9 @@ impl Assignment {
             return;
         };
         self.must_hand_over = false;
-        let limit = MAX_TEXT.saturating_sub(self.window_cut);
-        match handover::hand_over(consumer, queue, &target, limit) {
-            Ok(commits) => self.unanswered += commits,
-            Err(error) => {
-                tracing::warn!(
-                    client = context.log.client.as_str(),
-                    error,
-                    "positions could not be handed over"
-                )
-            }
+        if let Err(error) = handover::hand_over(consumer, &mut self.commits, &target) {
+            let client = context.log.client.as_str();
+            tracing::warn!(client, error, "positions could not be handed over");
         }
     }
 
@@ -137,38 +124,33 @@ impl Assignment {
     /// Gives partitions back. What was acknowledged is committed first.
     pub(super) fn revoke(&mut self, consumer: &BaseConsumer<WorkerContext>, partitions: &[Key]) {
         let lost = consumer.assignment_lost();
-        if !lost {
+        let context = consumer.context();
+        let (shared, generation) = (&context.shared, context.source.generation);
+        self.adopt_sought(context);
+        for key in partitions {
+            if let Some(running) = self.get_running_mut(key) {
+                running.partition.freeze();
+            }
+        }
+        let told = shared.note_revoked(generation, partitions, lost);
+        let event = match lost {
+            true => RebalanceEvent::Lost,
+            false => RebalanceEvent::Revoked,
+        };
+        rebalance::tell(shared, event, told);
+        self.serve_requests(consumer);
+        if !lost && !shared.manual_commit {
             self.commit(consumer);
         }
-        let context = consumer.context();
         let mut removed = TopicPartitionList::new();
         for key in partitions {
-            if let Some(held) = self.held.remove(key)
-                && let Some(carried) = held.carried
-            {
-                context
-                    .shared
-                    .put_back(context.source.generation, key.clone(), carried);
+            if let Some(carried) = self.held.remove(key).and_then(|held| held.carried) {
+                shared.put_back(generation, key.clone(), carried);
             }
-            let running = self
-                .running
-                .get_mut(&key.0)
-                .and_then(|numbers| numbers.remove(&key.1));
-            if let Some(running) = running {
-                context.shared.disown(context.source.generation, key);
+            let numbers = self.running.get_mut(&key.0);
+            if let Some(running) = numbers.and_then(|numbers| numbers.remove(&key.1)) {
                 removed.add_partition(&key.0, key.1);
-                if lost {
-                    running.partition.freeze();
-                    let carried = Carried {
-                        partition: running.partition,
-                        from: context.shared.epoch(),
-                        same_cluster: true,
-                        handed_over: false,
-                    };
-                    self.lost.insert(key.clone(), carried);
-                } else {
-                    running.partition.end();
-                }
+                self.let_go(context, key, running, lost);
             }
         }
         let outcome = match consumer.rebalance_protocol() {
@@ -180,27 +162,47 @@ impl Assignment {
         }
     }
 
-    /// The partition of a record that was just read; moves the read-ahead mark.
+    fn let_go(&mut self, context: &WorkerContext, key: &Key, running: Running, lost: bool) {
+        let (shared, generation) = (&context.shared, context.source.generation);
+        shared.disown(generation, key);
+        if lost {
+            let carried = Carried {
+                partition: running.partition,
+                from: shared.epoch(),
+                same_cluster: true,
+                handed_over: false,
+            };
+            self.lost.insert(key.clone(), carried);
+        } else if shared.is_current(generation) {
+            running.partition.end();
+        }
+    }
+
+    /// The partition of a record that was just read, and the reading that it belongs to; moves the read-ahead mark.
     pub(super) fn read(
         &mut self,
         topic: &str,
         number: i32,
         offset: i64,
-    ) -> Option<&Arc<Partition>> {
+    ) -> Option<(&Arc<Partition>, u32)> {
         let running = self.running.get_mut(topic)?.get_mut(&number)?;
+        if !running.settled {
+            return None;
+        }
         running.fetched = offset + 1;
-        Some(&running.partition)
+        Some((&running.partition, running.reading))
     }
 
-    /// Sends a commit for everything that was acknowledged since the last one. Does not wait.
-    pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+    /// Sends a commit for everything that was acknowledged since the last one. Does not wait. False if it could not.
+    pub(super) fn commit(&mut self, consumer: &BaseConsumer<WorkerContext>) -> bool {
         let context = consumer.context();
-        if !context.shared.is_current(context.source.generation) {
-            return;
+        if !context.shared.is_current(context.source.generation) || !self.commits.takes_more() {
+            return false;
         }
         let epoch = context.shared.epoch();
-        let limit = MAX_TEXT.saturating_sub(self.window_cut);
+        let limit = self.commits.limit();
         let mut offsets = TopicPartitionList::new();
+        let mut parts = Vec::new();
         for (topic, numbers) in &mut self.running {
             for (number, running) in numbers {
                 let Some((point, seen)) = running.partition.commit_after(running.committed, limit)
@@ -211,58 +213,33 @@ impl Assignment {
                 if entry.set_offset(Offset::Offset(point)).is_ok() {
                     entry.set_metadata(label(epoch, &seen));
                     running.committed = point;
+                    parts.push(Part {
+                        partition: Arc::clone(&running.partition),
+                        point,
+                        // Whoever commits by hand may have more acknowledged than is to be handed over.
+                        seen: context.shared.manual_commit.then_some(seen),
+                    });
                 }
             }
         }
-        let (true, Some(queue)) = (offsets.count() > 0, &self.commits) else {
-            return;
-        };
-        match queue.commit(consumer, &offsets) {
-            Ok(()) => self.unanswered += 1,
-            Err(error) => self.commit_failed(context, error),
+        if offsets.count() == 0 {
+            return true;
         }
+        let sent = self.commits.send(consumer, &offsets, parts);
+        if let Err(error) = sent {
+            self.commits.failed(context, self.commits.latest(), error);
+            self.forget_commits();
+        }
+        sent.is_ok()
     }
 
     /// Takes in what became of earlier commits; how many are still to be answered.
     pub(super) fn collect_commits(&mut self, context: &WorkerContext) -> usize {
-        while let Some(answer) = self.commits.as_ref().and_then(CommitQueue::answer) {
-            self.unanswered = self.unanswered.saturating_sub(1);
-            match answer {
-                Ok(()) => add(&context.shared.fleet.counters.commits, 1),
-                Err(error) => self.commit_failed(context, error),
-            }
+        let (unanswered, has_failed) = self.commits.collect(context);
+        if has_failed {
+            self.forget_commits();
         }
-        self.unanswered
-    }
-
-    /// The generation has ended: nothing more is committed.
-    pub(super) fn end_commits(&mut self) {
-        self.commits = None;
-        self.unanswered = 0;
-    }
-
-    pub(super) fn begin_commits(&mut self, consumer: &BaseConsumer<WorkerContext>) {
-        self.commits = CommitQueue::new(consumer);
-    }
-
-    fn commit_failed(&mut self, context: &WorkerContext, error: RDKafkaErrorCode) {
-        add(&context.shared.fleet.counters.commits_failed, 1);
-        if error == RDKafkaErrorCode::OffsetMetadataTooLarge {
-            // Half as much as before, down to nothing.
-            self.window_cut += (MAX_TEXT - self.window_cut).div_ceil(2);
-            tracing::warn!(
-                client = context.log.client.as_str(),
-                bytes = MAX_TEXT - self.window_cut,
-                "the broker takes less metadata with a commit (offset.metadata.max.bytes): fewer repetitions will be known \
-                 after a restart"
-            );
-        }
-        let error = KafkaError::ConsumerCommit(error);
-        context.log.error(
-            &error,
-            "offsets could not be committed, the next commit covers them",
-        );
-        self.forget_commits();
+        unanswered
     }
 
     /// A commit failed: the next one covers everything again.
@@ -272,27 +249,43 @@ impl Assignment {
         }
     }
 
+    /// Whether something that is acknowledged belongs to partitions that are held.
+    pub(super) fn holds_uncommitted(&self) -> bool {
+        let carried = self.held.values().filter_map(|held| held.carried.as_ref());
+        carried
+            .into_iter()
+            .any(|carried| carried.partition.is_uncommitted())
+    }
+
+    pub(super) fn running_mut(&mut self) -> impl Iterator<Item = (Key, &mut Running)> {
+        self.running.iter_mut().flat_map(|(topic, numbers)| {
+            let numbers = numbers.iter_mut();
+            numbers.map(|(number, running)| ((topic.clone(), *number), running))
+        })
+    }
+
+    pub(super) fn get_running_mut(&mut self, (topic, number): &Key) -> Option<&mut Running> {
+        self.running.get_mut(topic)?.get_mut(number)
+    }
+
     /// The log does not have an offset that was asked for: hold every partition and check its position. librdkafka does
     /// not say which one it was.
     pub(super) fn check_positions(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
+        self.adopt_sought(context);
         let epoch = context.shared.epoch();
         for (topic, numbers) in self.running.drain() {
             for (number, running) in numbers {
+                let key = (topic.clone(), number);
                 running.partition.freeze();
+                context.shared.disown(context.source.generation, &key);
                 let carried = Carried {
                     partition: running.partition,
                     from: epoch,
                     same_cluster: true,
                     handed_over: false,
                 };
-                let held = Held {
-                    carried: Some(carried),
-                    since: Instant::now(),
-                    verify: true,
-                    told: None,
-                };
-                self.held.insert((topic.clone(), number), held);
+                self.held.insert(key, Held::to_verify(carried));
             }
         }
         let clear = match consumer.rebalance_protocol() {
@@ -308,21 +301,34 @@ impl Assignment {
         self.retry_held(consumer);
     }
 
-    /// Stops or resumes reading of all partitions, because the application is slow.
+    /// Stops or resumes reading of all partitions, because the application is slow. What it has paused itself stays so.
     pub(super) fn set_paused(&mut self, consumer: &BaseConsumer<WorkerContext>, paused: bool) {
-        let all = self.running_list();
-        let outcome = if paused {
-            consumer.pause(&all)
-        } else {
-            consumer.resume(&all)
-        };
-        match outcome {
-            Ok(()) => self.paused = paused,
-            Err(error) => {
-                let client = consumer.context().log.client.as_str();
-                tracing::warn!(client, paused, %error, "reading could not be paused or resumed");
-            }
+        self.paused = paused;
+        let all = self.running_mut().filter(|(_, running)| !running.paused);
+        let keys = all.map(|(key, _)| key).collect();
+        match paused {
+            true => self.pause_client(consumer, keys),
+            false => self.resume_client(consumer, keys),
         }
+    }
+
+    /// Makes the client fetch no more of these partitions.
+    pub(super) fn pause_client(
+        &mut self,
+        consumer: &BaseConsumer<WorkerContext>,
+        mut keys: Vec<Key>,
+    ) {
+        keys.retain(|key| self.paused_at_client.insert(key.clone()));
+        report(consumer, consumer.pause(&list_of(&keys)));
+    }
+
+    pub(super) fn resume_client(
+        &mut self,
+        consumer: &BaseConsumer<WorkerContext>,
+        mut keys: Vec<Key>,
+    ) {
+        keys.retain(|key| self.paused_at_client.remove(key));
+        report(consumer, consumer.resume(&list_of(&keys)));
     }
 
     /// All running partitions, each with the offset to be read next.
@@ -357,15 +363,26 @@ impl Assignment {
                 consumer.incremental_assign(&added)
             }
             // The eager protocol knows only whole assignments; running partitions go on where they were.
-            _ => consumer.assign(&self.running_list()),
+            _ => {
+                let list = self.running_list();
+                for (_, running) in self.running_mut() {
+                    running.settled = true;
+                }
+                consumer.assign(&list)
+            }
         };
         if let Err(error) = outcome {
             let client = consumer.context().log.client.as_str();
             tracing::error!(client, %error, "partitions could not be assigned; a rebalance will bring them again");
         }
-        if self.paused {
-            self.set_paused(consumer, true);
-        }
+        let is_paused = |key: &Key| {
+            let numbers = self.running.get(&key.0);
+            let running = numbers.and_then(|numbers| numbers.get(&key.1));
+            self.paused || running.is_some_and(|running| running.paused)
+        };
+        let (pause, resume) = started.iter().cloned().partition(is_paused);
+        self.pause_client(consumer, pause);
+        self.resume_client(consumer, resume);
     }
 
     /// Moves held partitions whose start can be found to the running ones; which.
@@ -376,7 +393,7 @@ impl Assignment {
         let Some(target) = context.shared.target() else {
             return Vec::new();
         };
-        let mut committed = match self.fetch_committed(consumer) {
+        let mut committed = match fetch_committed(consumer, self.held.keys()) {
             Ok(committed) => committed,
             Err(reason) => {
                 for (key, held) in &mut self.held {
@@ -395,9 +412,9 @@ impl Assignment {
                 self.held.insert(key, held);
                 continue;
             }
-            match held.find_start(consumer, &target, &key, at) {
-                Ok((offset, reason)) => {
-                    self.start(context, &key, held, offset, reason, known);
+            match held.start(consumer, &target, &key, known) {
+                Ok(start) => {
+                    self.start(context, &key, start, at);
                     started.push(key);
                 }
                 Err(reason) => {
@@ -414,18 +431,15 @@ impl Assignment {
         &mut self,
         context: &WorkerContext,
         key: &Key,
-        held: Held,
-        offset: i64,
-        reason: StartReason,
-        known: Option<(Committed, Window)>,
+        started: Started,
+        committed: Option<Committed>,
     ) {
         let (topic, number) = key;
-        let (committed, window) = known.unzip();
-        let window = window.unwrap_or_default();
-        let partition = match held.carried {
-            Some(carried) => carried.partition.succeed(offset, &window),
-            None => Partition::new(topic.as_str().into(), *number, offset, window),
-        };
+        let Started {
+            partition,
+            offset,
+            reason,
+        } = started;
         let client = context.log.client.clone();
         tracing::info!(
             client = client.as_str(),
@@ -435,9 +449,8 @@ impl Assignment {
             ?reason,
             "partition is read"
         );
-        context
-            .shared
-            .own(context.source.generation, key, &partition);
+        let generation = context.source.generation;
+        let paused = context.shared.own(generation, key, &partition);
         context.shared.fleet.emit(FleetEvent::PartitionStarted {
             client,
             topic: topic.clone(),
@@ -448,8 +461,11 @@ impl Assignment {
         // Anything but the group's own offset is worth a commit, so that a restart finds it.
         let committed = committed.map_or(-1, |c| if c.offset == offset { offset } else { -1 });
         let running = Running {
+            reading: partition.reading(),
             partition,
             fetched: offset,
+            settled: true,
+            paused,
             committed,
         };
         self.running
@@ -457,101 +473,19 @@ impl Assignment {
             .or_default()
             .insert(*number, running);
     }
-
-    fn fetch_committed(
-        &self,
-        consumer: &BaseConsumer<WorkerContext>,
-    ) -> Result<HashMap<Key, (Committed, Window)>, String> {
-        if self.held.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let mut list = TopicPartitionList::with_capacity(self.held.len());
-        for (topic, number) in self.held.keys() {
-            list.add_partition(topic, *number);
-        }
-        let answer = consumer
-            .committed_offsets(list, ASK)
-            .map_err(|error| format!("the group's offsets cannot be read: {error}"))?;
-        let entries = ffi::committed_offsets(&answer);
-        if entries.iter().any(|entry| entry.failed) {
-            return Err("the group's offsets cannot be read for every partition".to_owned());
-        }
-        let known = entries.into_iter().filter_map(|entry| {
-            let committed = Committed::of(&entry)?;
-            let window = labelled_window(&entry.metadata);
-            Some(((entry.topic, entry.partition), (committed, window)))
-        });
-        Ok(known.collect())
-    }
 }
 
-impl Held {
-    fn find_start(
-        &mut self,
-        consumer: &BaseConsumer<WorkerContext>,
-        target: &Target,
-        key: &Key,
-        committed: Option<Committed>,
-    ) -> Result<(i64, StartReason), String> {
-        let (topic, number) = (key.0.as_str(), key.1);
-        self.drop_useless_position(target, key);
-        let mut known = Known {
-            own: self.carried.as_ref().map(Own::from),
-            committed,
-            range: None,
-            verify: self.verify,
-            policy: consumer.context().shared.policy,
-        };
-        loop {
-            match known.decide(|from| target.handoffs.bound(topic, number, from)) {
-                Start::At { offset, reason } => return Ok((offset, reason)),
-                Start::Hold { reason } => return Err(reason),
-                Start::NeedRange => {
-                    let range = consumer
-                        .fetch_watermarks(topic, number, ASK)
-                        .map_err(|error| {
-                            format!("log start and log end cannot be read: {error}")
-                        })?;
-                    known.range = Some(range);
-                }
-            }
-        }
+fn list_of(keys: &[Key]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(keys.len());
+    for (topic, number) in keys {
+        list.add_partition(topic, *number);
     }
+    list
+}
 
-    /// What was read on a cluster whose log is not known to be equal says nothing about this one.
-    fn drop_useless_position(&mut self, target: &Target, (topic, number): &Key) {
-        let useless = self.carried.take_if(|carried| {
-            !Own::from(&*carried).is_usable(|from| target.handoffs.bound(topic, *number, from))
-        });
-        if let Some(carried) = useless {
-            tracing::warn!(
-                topic,
-                partition = number,
-                position = carried.partition.next(),
-                "no handoff for the partition: the group's committed offset decides instead of the own position"
-            );
-            carried.partition.end();
-        }
-    }
-
-    /// Reports once per reason why the partition is held.
-    fn tell(&mut self, shared: &ConsumerShared, (topic, number): &Key, reason: &str) {
-        if self.told.as_deref() == Some(reason) {
-            return;
-        }
-        self.told = Some(reason.to_owned());
-        tracing::warn!(
-            client = shared.name.as_str(),
-            topic,
-            partition = number,
-            reason,
-            "partition is held"
-        );
-        shared.fleet.emit(FleetEvent::PartitionHeld {
-            client: shared.name.clone(),
-            topic: topic.clone(),
-            partition: *number,
-            reason: reason.to_owned(),
-        });
+fn report(consumer: &BaseConsumer<WorkerContext>, outcome: rdkafka::error::KafkaResult<()>) {
+    if let Err(error) = outcome {
+        let client = consumer.context().log.client.as_str();
+        tracing::warn!(client, %error, "reading could not be paused or resumed");
     }
 }

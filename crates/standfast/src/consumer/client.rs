@@ -49,9 +49,11 @@ pub(super) fn standby_kind(shared: &Arc<ConsumerShared>) -> Kind<ConsumerClient>
     let (maker, asker, user) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
     Kind {
         make: Box::new(move |target| make(&maker, target, STANDBY)),
-        ask: Box::new(move |consumer, timeout| cluster_id(&consumer.0, &asker.topics, timeout)),
+        ask: Box::new(move |consumer, timeout| {
+            cluster_id(&consumer.0, asker.subscription.names(), timeout)
+        }),
         discard: Box::new(|consumer| retire(consumer.0, TopicPartitionList::new())),
-        topics: Box::new(move || user.topics.clone()),
+        topics: Box::new(move || user.subscription.names().to_vec()),
     }
 }
 
@@ -95,7 +97,7 @@ pub(super) fn cluster_id(
     // Serves librdkafka's log lines, which would pile up otherwise.
     while consumer.poll(Duration::ZERO).is_some() {}
     let asked = Instant::now();
-    // Whether the topic is there does not matter here.
+    // Whether the topic is there does not matter here; with patterns only, all are asked for.
     let _ = consumer.fetch_metadata(topics.first().map(String::as_str), timeout);
     let left = timeout.saturating_sub(asked.elapsed());
     consumer.client().fetch_cluster_id(left)

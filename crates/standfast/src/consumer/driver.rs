@@ -190,6 +190,8 @@ impl Driver {
         }
         self.shared.mailbox.close();
         self.shared.closed.cancel();
+        // Who waits for an answer is told that there will be none.
+        drop(self.shared.take_requests());
     }
 }
 

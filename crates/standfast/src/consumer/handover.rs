@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::commits::Commits;
 use super::context::WorkerContext;
 use super::start::{Carried, Committed, label};
-use crate::ffi::{self, CommitQueue};
+use crate::ffi;
 use crate::stats::add;
 use crate::target::{Bound, Target};
 
@@ -37,10 +38,9 @@ pub(super) fn is_awaited(
 /// Commits the positions of partitions that this member read on the previous cluster and was not assigned here.
 pub(super) fn hand_over(
     consumer: &BaseConsumer<WorkerContext>,
-    queue: &CommitQueue,
+    commits: &mut Commits,
     target: &Target,
-    limit: usize,
-) -> Result<usize, String> {
+) -> Result<(), String> {
     let context = consumer.context();
     let shared = &context.shared;
     let left = shared.left_over(context.source.generation);
@@ -49,7 +49,7 @@ pub(super) fn hand_over(
         list.add_partition(topic, *number);
     }
     if left.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
     let found = consumer
         .committed_offsets(list, ASK)
@@ -61,9 +61,12 @@ pub(super) fn hand_over(
             .iter()
             .find(|entry| (&entry.topic, entry.partition) == (&key.0, key.1));
         let committed = known.and_then(Committed::of);
-        let Some((offset, seen)) = position(&carried, committed, limit, |from| {
-            target.handoffs.bound(&key.0, key.1, from)
-        }) else {
+        let done = match shared.manual_commit {
+            true => carried.partition.confirmed(),
+            false => carried.partition.commit_after(-1, commits.limit()),
+        };
+        let bound = |from| target.handoffs.bound(&key.0, key.1, from);
+        let Some((offset, seen)) = position(&carried, done, committed, bound) else {
             continue;
         };
         let mut entry = offsets.add_partition(&key.0, key.1);
@@ -72,10 +75,10 @@ pub(super) fn hand_over(
         }
     }
     if offsets.count() == 0 {
-        return Ok(0);
+        return Ok(());
     }
-    queue
-        .commit(consumer, &offsets)
+    commits
+        .send(consumer, &offsets, Vec::new())
         .map_err(|error| error.to_string())?;
     let client = context.log.client.as_str();
     tracing::info!(
@@ -87,17 +90,18 @@ pub(super) fn hand_over(
         &shared.fleet.counters.positions_handed_over,
         offsets.count(),
     );
-    Ok(1)
+    Ok(())
 }
 
-/// What to commit for a partition: nothing if its position means nothing here, or somebody reads it here already.
+/// What to commit for a partition of which this much is done: nothing if its position means nothing here, or somebody reads it
+/// here already.
 fn position(
     carried: &Carried,
+    done: Option<(i64, String)>,
     committed: Option<Committed>,
-    limit: usize,
     bound: impl Fn(standfast_discovery::Epoch) -> Bound,
 ) -> Option<(i64, String)> {
-    let (point, seen) = carried.partition.commit_after(-1, limit)?;
+    let (point, seen) = done?;
     let Bound::Below(mirrored) = bound(carried.from) else {
         return None;
     };
@@ -120,7 +124,7 @@ mod tests {
     fn carried() -> Carried {
         let partition = Partition::new("t".into(), 0, 0, Window::default());
         for offset in 0..10 {
-            partition.hand_out(offset, 1, None);
+            partition.hand_out(offset, 0, 1, None);
         }
         partition.acknowledge_through(7, 1);
         Carried {
@@ -141,7 +145,9 @@ mod tests {
     #[test]
     fn the_position_is_what_was_acknowledged_and_mirrored() {
         let position = |committed, bound| {
-            position(&carried(), committed, 100, |_| bound).map(|(offset, _)| offset)
+            let carried = carried();
+            let done = carried.partition.commit_after(-1, 100);
+            position(&carried, done, committed, |_| bound).map(|(offset, _)| offset)
         };
         assert_eq!(position(None, Bound::Below(20)), Some(8));
         assert_eq!(position(committed(3, 4), Bound::Below(6)), Some(6));

@@ -16,11 +16,14 @@ use crate::error::Error;
 pub(super) enum Item {
     Record {
         partition: Arc<Partition>,
+        /// Which reading of the partition it comes from.
+        reading: u32,
         message: Message,
     },
     /// The link's filler at this offset: moves the position, is not shown.
     Filler {
         partition: Arc<Partition>,
+        reading: u32,
         offset: i64,
     },
     Failure(Error),
@@ -99,6 +102,13 @@ impl Mailbox {
             Some(taken) => Poll::Ready(taken),
             None => Poll::Pending,
         }
+    }
+
+    /// Whether so many items are there, or as many as there can be. Otherwise the reader is woken by the next ones.
+    pub(super) fn holds(&self, cx: &Context<'_>, wanted: usize) -> bool {
+        self.reader.register(cx.waker());
+        let state = self.lock();
+        state.items.len() >= wanted || !self.has_room(&state) || state.closed
     }
 
     fn take(&self, local: &mut VecDeque<Item>) -> Option<bool> {

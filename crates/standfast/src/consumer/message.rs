@@ -7,6 +7,7 @@ use rdkafka::message::{BorrowedMessage, Message as _, Timestamp};
 use standfast_discovery::{ClusterName, Epoch};
 
 use super::partition::Partition;
+use super::rebalance::TopicPartition;
 use crate::record::{FILLER, Header, ID_HEADER, RecordId, is_filler};
 
 /// Bytes that a message takes beyond key, payload and headers, for the accounting of what is read ahead.
@@ -72,6 +73,11 @@ impl Message {
     /// The partition.
     pub fn partition(&self) -> i32 {
         self.partition.number
+    }
+
+    /// Topic and partition.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(self.topic(), self.partition())
     }
 
     /// The offset: the same on every cluster that holds the record, if it was mirrored.

@@ -1,24 +1,32 @@
 //! A consumer that follows the active cluster.
 
 mod assignment;
+mod batch;
 mod builder;
 mod client;
+mod commits;
 mod context;
 mod driver;
+mod follow;
+mod handle;
 mod handover;
+mod held;
 mod mailbox;
 mod message;
+mod offsets;
 mod orphans;
 mod partition;
+mod rebalance;
 mod shared;
 mod start;
+mod subscription;
 mod window;
 mod worker;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,13 +37,15 @@ use tokio_util::sync::DropGuard;
 pub use self::builder::{
     ConsumerBuilder, DEFAULT_COMMIT_INTERVAL, DEFAULT_READ_AHEAD_BYTES, DEFAULT_READ_AHEAD_RECORDS,
 };
+pub use self::handle::{COMMIT_TIMEOUT, ConsumerHandle, SeekTo};
 use self::mailbox::Item;
 pub use self::message::Message;
 use self::partition::HandOut;
 pub use self::partition::MAX_UNACKNOWLEDGED;
+pub use self::rebalance::{RebalanceEvent, TopicPartition};
 use self::shared::ConsumerShared;
 pub use self::start::MissingOffset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::stats::add;
 
 /// How long [`FailoverConsumer::close`] waits at most.
@@ -55,10 +65,13 @@ type Key = (String, i32);
 /// member. If the application still has the first one when the second comes, its acknowledgement counts for both. Records
 /// of other producers are not touched.
 ///
-/// Dropping it commits what was acknowledged and leaves the group, in the background; [`close`](Self::close) waits for it.
+/// It dereferences to its [`ConsumerHandle`]: `ack`, `commit`, `pause`, `seek` and the like are there, and other tasks can have a clone.
+///
+/// Dropping it commits what was acknowledged (but see [`manual_commit`](ConsumerBuilder::manual_commit)) and leaves the group, in the
+/// background; [`close`](Self::close) waits for it.
 #[derive(Debug)]
 pub struct FailoverConsumer {
-    shared: Arc<ConsumerShared>,
+    handle: ConsumerHandle,
     /// Taken from the mailbox, not handed out yet.
     local: VecDeque<Item>,
     shutdown: DropGuard,
@@ -74,41 +87,19 @@ impl FailoverConsumer {
         poll_fn(|cx| self.poll_message(cx)).await
     }
 
-    /// Marks a record as processed. The group's offset moves past it once every record before it in the partition is
-    /// marked too, so records may be processed and acknowledged in any order. Never blocks; the commit follows within
-    /// the commit interval.
-    ///
-    /// After a failover the acknowledgement of a record from the old cluster counts if the new one holds the record
-    /// (its offset is below the handoff), or if its producer is on the wrapper and sends it again. Otherwise it is ignored and counted in [`Stats`](crate::Stats::acks_ignored).
-    ///
-    /// # Errors
-    /// [`Error::Closed`] after [`close`](Self::close).
-    pub fn ack(&self, message: &Message) -> Result<()> {
-        self.acknowledge(
-            message
-                .partition
-                .acknowledge(message.offset, message.source.generation),
-        )
+    /// The consumer's controls, for another task.
+    pub fn handle(&self) -> ConsumerHandle {
+        self.handle.clone()
     }
 
-    /// Marks a record and all earlier ones of its partition as processed.
-    ///
-    /// # Errors
-    /// [`Error::Closed`].
-    pub fn ack_through(&self, message: &Message) -> Result<()> {
-        self.acknowledge(
-            message
-                .partition
-                .acknowledge_through(message.offset, message.source.generation),
-        )
-    }
-
-    /// Commits what was acknowledged, leaves the group and waits for it, at most [`CLOSE_TIMEOUT`].
+    /// Commits what was acknowledged (with [`manual_commit`](ConsumerBuilder::manual_commit), what was asked for), leaves the group and
+    /// waits for it, at most [`CLOSE_TIMEOUT`].
     pub async fn close(self) {
         let Self {
-            shared, shutdown, ..
+            handle, shutdown, ..
         } = self;
         drop(shutdown);
+        let shared = handle.shared();
         if tokio::time::timeout(CLOSE_TIMEOUT, shared.closed.cancelled())
             .await
             .is_err()
@@ -120,27 +111,19 @@ impl FailoverConsumer {
         }
     }
 
-    fn acknowledge(&self, counted: bool) -> Result<()> {
-        if self.shared.is_closing() {
-            return Err(Error::Closed);
-        }
-        if !counted {
-            add(&self.shared.fleet.counters.acks_ignored, 1);
-        }
-        if self.shared.blocked.load(Relaxed) {
-            self.shared.mailbox.wake_reader();
-        }
-        Ok(())
-    }
-
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message>>> {
-        let counters = &self.shared.fleet.counters;
+        let shared = self.handle.shared();
+        let counters = &shared.fleet.counters;
         loop {
             while let Some(item) = self.local.pop_front() {
-                let (partition, message) = match item {
+                let (partition, reading, message) = match item {
                     Item::Failure(error) => return Poll::Ready(Some(Err(error))),
-                    Item::Filler { partition, offset } => {
-                        let passed = partition.pass(offset);
+                    Item::Filler {
+                        partition,
+                        reading,
+                        offset,
+                    } => {
+                        let passed = partition.pass(offset, reading);
                         let counter = if passed {
                             &counters.filler_hidden
                         } else {
@@ -149,10 +132,15 @@ impl FailoverConsumer {
                         add(counter, 1);
                         continue;
                     }
-                    Item::Record { partition, message } => (partition, message),
+                    Item::Record {
+                        partition,
+                        reading,
+                        message,
+                    } => (partition, reading, message),
                 };
-                let id = message.id().filter(|_| self.shared.leave_out_repeated);
-                match partition.hand_out(message.offset, message.source.generation, id) {
+                let id = message.id().filter(|_| shared.leave_out_repeated);
+                let generation = message.source.generation;
+                match partition.hand_out(message.offset, reading, generation, id) {
                     HandOut::Yes => {
                         add(&counters.records_consumed, 1);
                         return Poll::Ready(Some(Ok(message)));
@@ -169,12 +157,16 @@ impl FailoverConsumer {
                     }
                     HandOut::Ended => add(&counters.records_discarded, 1),
                     HandOut::TooMany => {
-                        self.local.push_front(Item::Record { partition, message });
+                        self.local.push_front(Item::Record {
+                            partition,
+                            reading,
+                            message,
+                        });
                         return self.wait_for_acks(cx);
                     }
                 }
             }
-            match self.shared.mailbox.poll_take(cx, &mut self.local) {
+            match shared.mailbox.poll_take(cx, &mut self.local) {
                 Poll::Ready(true) => {}
                 Poll::Ready(false) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
@@ -183,15 +175,25 @@ impl FailoverConsumer {
     }
 
     fn wait_for_acks(&self, cx: &Context<'_>) -> Poll<Option<Result<Message>>> {
-        self.shared.mailbox.register_reader(cx);
-        if !self.shared.blocked.swap(true, Relaxed) {
+        let shared = self.handle.shared();
+        shared.mailbox.register_reader(cx);
+        if !shared.blocked.swap(true, Relaxed) {
             tracing::warn!(
-                client = self.shared.name.as_str(),
+                client = shared.name.as_str(),
                 limit = MAX_UNACKNOWLEDGED,
                 "no more records are handed out until some are acknowledged: call ack() for every record"
             );
         }
         Poll::Pending
+    }
+}
+
+/// The controls are methods of the handle, so that they are the same for who has the consumer and for who has a handle only.
+impl Deref for FailoverConsumer {
+    type Target = ConsumerHandle;
+
+    fn deref(&self) -> &ConsumerHandle {
+        &self.handle
     }
 }
 

@@ -89,6 +89,11 @@ impl Orphans {
         Some(Answer::Of(offset))
     }
 
+    /// All places.
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.places.keys().copied().collect()
+    }
+
     /// The places of a generation up to this one.
     pub(super) fn up_to(&self, (generation, offset): Place) -> Vec<Place> {
         let earlier = |place: &&Place| place.0 == generation && place.1 <= offset;

@@ -23,6 +23,10 @@ pub(crate) struct Partition {
 #[derive(Debug)]
 struct Progress {
     stage: Stage,
+    /// The application has paused it: what is read ahead is thrown away, to be read again.
+    paused: bool,
+    /// Counts the times that reading began again at the position; what was read ahead before that is thrown away.
+    reading: u32,
     /// Offset of the next record to be handed out.
     next: i64,
     /// Handed out, oldest first, from the oldest unacknowledged on.
@@ -33,8 +37,17 @@ struct Progress {
     done: Window,
     /// Handed out on the previous cluster at offsets that mean something else here.
     orphans: Orphans,
+    /// The position comes from a seek that the group may not know of: its committed offset is older.
+    sought: bool,
+    /// The commit point that the group knows, or that was there at the beginning; -1: none.
+    known: i64,
+    /// The last commit that the group has taken.
+    confirmed: Option<Confirmed>,
     successor: Option<Arc<Partition>>,
 }
+
+/// A commit that the group has taken: the offset and the window's text.
+pub(crate) type Confirmed = (i64, String);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -73,19 +86,40 @@ pub(crate) enum HandOut {
 impl Partition {
     /// `window`: what whoever read before has seen, as committed.
     pub(crate) fn new(topic: Arc<str>, number: i32, start: i64, window: Window) -> Arc<Self> {
+        Self::with(topic, number, Progress::new(start, window))
+    }
+
+    /// A partition that was not read before and is begun by a seek.
+    pub(crate) fn sought(topic: Arc<str>, number: i32, offset: i64) -> Arc<Self> {
+        let mut progress = Progress::new(offset, Window::default());
+        (progress.sought, progress.known) = (true, -1);
+        Self::with(topic, number, progress)
+    }
+
+    fn with(topic: Arc<str>, number: i32, progress: Progress) -> Arc<Self> {
         Arc::new(Self {
             topic,
             number,
-            progress: Mutex::new(Progress {
-                stage: Stage::Live,
-                next: start,
-                pending: VecDeque::new(),
-                seen: window.clone(),
-                done: window,
-                orphans: Orphans::default(),
-                successor: None,
-            }),
+            progress: Mutex::new(progress),
         })
+    }
+
+    /// The application goes to `offset`. What it was handed before is not acknowledged any more, neither here nor in a commit.
+    ///
+    /// Forwards, what comes again is still known. Backwards nothing is: records that were handed out are to come again, also
+    /// those whose first one was lost with a cluster and whose second one was left out. So each that stands in the log from
+    /// `offset` on is handed out, once.
+    pub(crate) fn seek(&self, offset: i64) -> Arc<Self> {
+        let mut old = self.lock();
+        old.stage = Stage::Ended;
+        let seen = match offset >= old.next {
+            true => old.seen.clone(),
+            false => Window::default(),
+        };
+        let mut progress = Progress::new(offset, seen);
+        (progress.sought, progress.known) = (true, -1);
+        progress.paused = old.paused;
+        Self::with(Arc::clone(&self.topic), self.number, progress)
     }
 
     /// The partition goes on at `start` on another cluster. What was handed out below `start` is the same record there
@@ -95,7 +129,7 @@ impl Partition {
         let mut old = self.lock();
         old.stage = Stage::Ended;
         let pending = std::mem::take(&mut old.pending);
-        let (mut seen, mut done) = (old.seen.clone(), old.done.clone());
+        let (mut seen, mut done) = (std::mem::take(&mut old.seen), std::mem::take(&mut old.done));
         seen.merge(window);
         done.merge(window);
         let mut orphans = std::mem::take(&mut old.orphans);
@@ -107,30 +141,33 @@ impl Partition {
                 orphans.add((record.generation, record.offset), id, record.acknowledged);
             }
         }
-        let successor = Arc::new(Self {
-            topic: Arc::clone(&self.topic),
-            number: self.number,
-            progress: Mutex::new(Progress {
-                stage: Stage::Live,
-                next: start,
-                pending: pending
-                    .into_iter()
-                    .filter(|record| record.offset < start)
-                    .collect(),
-                seen,
-                done,
-                orphans,
-                successor: None,
-            }),
-        });
+        let progress = Progress {
+            pending: pending
+                .into_iter()
+                .filter(|record| record.offset < start)
+                .collect(),
+            done,
+            orphans,
+            sought: old.sought,
+            known: old.known,
+            confirmed: old.confirmed.take(),
+            ..Progress::new(start, seen)
+        };
+        let successor = Self::with(Arc::clone(&self.topic), self.number, progress);
         old.successor = Some(Arc::clone(&successor));
         successor
     }
 
-    /// Asks to hand the record at `offset` to the application, and notes that it was.
-    pub(crate) fn hand_out(&self, offset: i64, generation: u64, id: Option<RecordId>) -> HandOut {
+    /// Asks to hand the record at `offset`, read ahead in `reading`, to the application, and notes that it was.
+    pub(crate) fn hand_out(
+        &self,
+        offset: i64,
+        reading: u32,
+        generation: u64,
+        id: Option<RecordId>,
+    ) -> HandOut {
         let mut progress = self.lock();
-        if progress.stage != Stage::Live || offset < progress.next {
+        if !progress.takes(offset, reading) {
             return HandOut::Ended;
         }
         if progress.pending.len() >= MAX_UNACKNOWLEDGED {
@@ -154,43 +191,93 @@ impl Partition {
     }
 
     /// Goes past a record that the application is not shown. False if the assignment has ended.
-    pub(crate) fn pass(&self, offset: i64) -> bool {
+    pub(crate) fn pass(&self, offset: i64, reading: u32) -> bool {
         let mut progress = self.lock();
-        if progress.stage != Stage::Live || offset < progress.next {
-            return false;
+        let takes = progress.takes(offset, reading);
+        if takes {
+            progress.next = offset + 1;
         }
-        progress.next = offset + 1;
-        true
+        takes
     }
 
     /// Marks a record as processed; false if that does not count any more.
-    pub(crate) fn acknowledge(&self, offset: i64, generation: u64) -> bool {
-        let successor = {
-            let mut progress = self.lock();
-            match &progress.successor {
-                Some(successor) => Arc::clone(successor),
-                None => {
-                    return progress.stage != Stage::Ended
-                        && progress.acknowledge(offset, generation);
-                }
-            }
-        };
-        successor.acknowledge(offset, generation)
+    pub(crate) fn acknowledge(self: &Arc<Self>, offset: i64, generation: u64) -> bool {
+        self.in_newest(|progress| progress.acknowledge(offset, generation))
+            .unwrap_or(false)
     }
 
     /// Marks every record up to and including this one.
-    pub(crate) fn acknowledge_through(&self, offset: i64, generation: u64) -> bool {
-        let successor = {
-            let mut progress = self.lock();
-            match &progress.successor {
-                Some(successor) => Arc::clone(successor),
-                None => {
-                    return progress.stage != Stage::Ended
-                        && progress.acknowledge_through(offset, generation);
+    pub(crate) fn acknowledge_through(self: &Arc<Self>, offset: i64, generation: u64) -> bool {
+        self.in_newest(|progress| progress.acknowledge_through(offset, generation))
+            .unwrap_or(false)
+    }
+
+    /// Marks every record that was handed out.
+    pub(crate) fn acknowledge_all(self: &Arc<Self>) {
+        self.in_newest(Progress::acknowledge_all);
+    }
+
+    /// Works on the partition that goes on for this one, after any number of flips; `None` if there is none.
+    fn in_newest<T>(self: &Arc<Self>, work: impl FnOnce(&mut Progress) -> T) -> Option<T> {
+        let mut newest = Arc::clone(self);
+        loop {
+            let successor = {
+                let mut progress = newest.lock();
+                match &progress.successor {
+                    Some(successor) => Arc::clone(successor),
+                    None if progress.stage == Stage::Ended => return None,
+                    None => return Some(work(&mut progress)),
                 }
-            }
-        };
-        successor.acknowledge_through(offset, generation)
+            };
+            newest = successor;
+        }
+    }
+
+    /// Stops handing out because the application says so. Acknowledgements count.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.lock().paused = paused;
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// Ends a pause: reading begins again at the position. The number of the reading, and where it begins.
+    pub(crate) fn read_again(&self) -> (u32, i64) {
+        let mut progress = self.lock();
+        progress.paused = false;
+        progress.reading = progress.reading.wrapping_add(1);
+        (progress.reading, progress.next)
+    }
+
+    /// The number of the present reading.
+    pub(crate) fn reading(&self) -> u32 {
+        self.lock().reading
+    }
+
+    /// Whether the position comes from a seek that the group may not know of.
+    pub(crate) fn is_sought(&self) -> bool {
+        self.lock().sought
+    }
+
+    /// The group has taken a commit of this partition.
+    pub(crate) fn confirm(&self, point: i64, seen: Option<String>) {
+        let mut progress = self.lock();
+        (progress.sought, progress.known) = (false, point);
+        if let Some(seen) = seen {
+            progress.confirmed = Some((point, seen));
+        }
+    }
+
+    /// The last commit that the group has taken, where that is kept.
+    pub(crate) fn confirmed(&self) -> Option<Confirmed> {
+        self.lock().confirmed.clone()
+    }
+
+    /// Whether something is acknowledged, or was sought, that no commit has told the group.
+    pub(crate) fn is_uncommitted(&self) -> bool {
+        let progress = self.lock();
+        progress.commit_point() > progress.known
     }
 
     /// Ends the assignment: nothing is handed out, nothing counts any more.
@@ -230,6 +317,27 @@ impl Partition {
 }
 
 impl Progress {
+    fn new(start: i64, window: Window) -> Self {
+        Self {
+            stage: Stage::Live,
+            paused: false,
+            reading: 0,
+            next: start,
+            pending: VecDeque::new(),
+            seen: window.clone(),
+            done: window,
+            orphans: Orphans::default(),
+            sought: false,
+            known: start,
+            confirmed: None,
+            successor: None,
+        }
+    }
+
+    fn takes(&self, offset: i64, reading: u32) -> bool {
+        self.stage == Stage::Live && !self.paused && reading == self.reading && offset >= self.next
+    }
+
     fn commit_point(&self) -> i64 {
         let oldest = self.pending.front();
         oldest.map_or(self.next, |oldest| oldest.offset)
@@ -293,6 +401,17 @@ impl Progress {
         true
     }
 
+    fn acknowledge_all(&mut self) {
+        for place in self.orphans.places() {
+            self.acknowledge(place.1, place.0);
+        }
+        for record in &mut self.pending {
+            // A repetition whose first one waits has been acknowledged with it, just now.
+            record.acknowledged = true;
+        }
+        self.forget_acknowledged();
+    }
+
     fn forget_acknowledged(&mut self) {
         while self
             .pending
@@ -308,169 +427,4 @@ impl Progress {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn partition(start: i64, handed: std::ops::Range<i64>) -> Arc<Partition> {
-        let partition = Partition::new("t".into(), 0, start, Window::default());
-        for offset in handed {
-            assert_eq!(partition.hand_out(offset, 1, None), HandOut::Yes);
-        }
-        partition
-    }
-
-    #[test]
-    fn commit_point_waits_for_the_oldest() {
-        let p = partition(10, 10..15);
-        assert_eq!(p.commit_point(), 10);
-        assert!(p.acknowledge(12, 1));
-        assert_eq!(p.commit_point(), 10);
-        assert!(p.acknowledge(10, 1));
-        assert_eq!(p.commit_point(), 11);
-        assert!(p.acknowledge_through(13, 1));
-        assert_eq!(p.commit_point(), 14);
-        assert!(!p.acknowledge(13, 1), "twice");
-        assert!(!p.acknowledge(14, 2), "another generation's record");
-        assert!(p.acknowledge(14, 1));
-        assert_eq!(p.commit_point(), 15);
-    }
-
-    #[test]
-    fn what_is_passed_needs_no_acknowledgement() {
-        let p = partition(10, 10..11);
-        assert!(p.pass(11) && p.pass(12));
-        assert_eq!((p.next(), p.commit_point()), (13, 10));
-        assert!(!p.acknowledge(11, 1), "never handed out");
-        assert!(p.acknowledge(10, 1));
-        assert_eq!(p.commit_point(), 13);
-        assert!(!p.pass(12), "behind the position");
-        p.freeze();
-        assert!(!p.pass(13));
-        assert_eq!(p.commit_point(), 13);
-    }
-
-    #[test]
-    fn nothing_is_handed_out_twice_or_after_the_end() {
-        let p = partition(10, 10..12);
-        assert_eq!(p.hand_out(11, 1, None), HandOut::Ended);
-        p.end();
-        assert_eq!(p.hand_out(12, 1, None), HandOut::Ended);
-        assert!(
-            !p.acknowledge(10, 1),
-            "the partition belongs to somebody else"
-        );
-    }
-
-    #[test]
-    fn acks_below_the_handoff_count_on_the_new_cluster() {
-        let old = partition(0, 0..8);
-        old.freeze();
-        let new = old.succeed(5, &Window::default());
-        assert_eq!((new.next(), new.commit_point()), (5, 0));
-        assert!(old.acknowledge_through(4, 1));
-        assert_eq!(new.commit_point(), 5);
-        assert!(!old.acknowledge(6, 1), "never mirrored");
-        assert_eq!(new.hand_out(5, 2, None), HandOut::Yes);
-        assert!(!old.acknowledge(5, 1), "another record stands there now");
-        assert_eq!(new.commit_point(), 5);
-        assert!(new.acknowledge(5, 2));
-        assert_eq!(new.commit_point(), 6);
-    }
-
-    #[test]
-    fn acks_given_between_flip_and_resumption_count() {
-        let old = partition(0, 0..3);
-        old.freeze();
-        assert_eq!(old.hand_out(3, 1, None), HandOut::Ended);
-        assert!(old.acknowledge(0, 1));
-        assert_eq!(old.succeed(3, &Window::default()).commit_point(), 1);
-    }
-
-    #[test]
-    fn forgotten_acks_stop_the_flow() {
-        let p = partition(0, 0..MAX_UNACKNOWLEDGED as i64);
-        let next = MAX_UNACKNOWLEDGED as i64;
-        assert_eq!(p.hand_out(next, 1, None), HandOut::TooMany);
-        assert!(p.acknowledge(0, 1));
-        assert_eq!(p.hand_out(next, 1, None), HandOut::Yes);
-    }
-
-    fn id(sequence: u64) -> Option<RecordId> {
-        Some(RecordId {
-            producer: uuid::Uuid::from_u64_pair(7, 7),
-            sequence,
-        })
-    }
-
-    #[test]
-    fn a_record_that_comes_again_is_left_out_and_passed() {
-        let p = partition(0, 0..0);
-        for (offset, sequence) in [(0, 10), (1, 11), (2, 15)] {
-            assert_eq!(p.hand_out(offset, 1, id(sequence)), HandOut::Yes);
-        }
-        assert_eq!(p.hand_out(3, 1, id(11)), HandOut::Repeated);
-        assert_eq!(p.hand_out(4, 1, None), HandOut::Yes, "no id");
-        assert_eq!(p.commit_point(), 0);
-        for offset in [0, 1, 2, 4] {
-            assert!(p.acknowledge(offset, 1));
-        }
-        assert_eq!(p.hand_out(5, 1, id(15)), HandOut::Repeated);
-        assert_eq!(p.commit_point(), 6, "past the repetition at the end");
-    }
-
-    #[test]
-    fn what_was_handed_out_above_the_handoff_is_left_out_and_its_acknowledgement_counts() {
-        let old = partition(0, 0..0);
-        for offset in 0..8 {
-            assert_eq!(old.hand_out(offset, 1, id(offset as u64)), HandOut::Yes);
-        }
-        // The group's offset is 2; 6 was acknowledged out of order.
-        assert!(old.acknowledge(0, 1) && old.acknowledge(1, 1) && old.acknowledge(6, 1));
-        old.freeze();
-        assert!(old.acknowledge(5, 1), "between the clusters");
-        let new = old.succeed(4, &Window::default());
-        // The producer sends 4 to 8 again.
-        for (offset, sequence) in [(4, 4), (5, 5), (6, 6), (7, 7)] {
-            assert_eq!(new.hand_out(offset, 2, id(sequence)), HandOut::Repeated);
-        }
-        assert_eq!(new.hand_out(8, 2, id(8)), HandOut::Yes);
-        let (point, text) = new.commit_after(-1, 1_000).expect("commit");
-        assert_eq!(point, 2);
-        let committed = Window::parse(&text);
-        let after_crash = Partition::new("t".into(), 0, point, committed);
-        assert_eq!(
-            after_crash.hand_out(2, 1, id(2)),
-            HandOut::Yes,
-            "at least once"
-        );
-        assert!(
-            old.acknowledge_through(4, 1),
-            "the application still has 4 from the old cluster"
-        );
-        assert_eq!(new.commit_point(), 7);
-        assert!(old.acknowledge(7, 1));
-        assert_eq!(new.commit_point(), 8);
-        assert!(!old.acknowledge(7, 1), "twice");
-        assert!(new.acknowledge(8, 2));
-        assert_eq!(new.commit_point(), 9);
-    }
-
-    #[test]
-    fn the_committed_window_holds_what_stands_before_the_commit_point_only() {
-        let p = partition(0, 0..0);
-        for offset in 0..5 {
-            assert_eq!(p.hand_out(offset, 1, id(offset as u64)), HandOut::Yes);
-        }
-        for offset in [0, 1, 3] {
-            assert!(p.acknowledge(offset, 1));
-        }
-        let (point, text) = p.commit_after(1, 1_000).expect("commit");
-        assert_eq!(point, 2);
-        assert_eq!(p.commit_after(2, 1_000), None, "nothing new");
-        let next = Partition::new("t".into(), 0, 0, Window::parse(&text));
-        assert_eq!(next.hand_out(0, 1, id(1)), HandOut::Repeated);
-        assert_eq!(next.hand_out(1, 1, id(2)), HandOut::Yes);
-        assert!(next.acknowledge(1, 1));
-        assert_eq!(next.commit_point(), 2);
-    }
-}
+mod tests;

@@ -1,18 +1,23 @@
 //! What a consumer's parts share, and which generation may read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use standfast_discovery::{ClusterName, Epoch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Key;
+use super::handle::SeekTo;
 use super::mailbox::Mailbox;
 use super::partition::Partition;
+use super::rebalance::{Change, Listener};
 use super::start::{Carried, MissingOffset, Own};
+use super::subscription::Subscription;
 use crate::client_config::Properties;
+use crate::error::{Error, Result};
 use crate::event::ClientName;
 use crate::fleet::FleetShared;
 use crate::target::Target;
@@ -23,15 +28,22 @@ pub(crate) struct ConsumerShared {
     pub(super) fleet: Arc<FleetShared>,
     pub(super) name: ClientName,
     pub(super) group: String,
-    pub(super) topics: Vec<String>,
+    pub(super) subscription: Subscription,
     pub(super) properties: Properties,
     pub(super) policy: MissingOffset,
     pub(super) commit_interval: Duration,
+    /// Only what the application asks for is committed.
+    pub(super) manual_commit: bool,
+    pub(super) listener: Option<Listener>,
     pub(super) show_id_header: bool,
     pub(super) show_filler: bool,
     pub(super) leave_out_repeated: bool,
     pub(super) mailbox: Mailbox,
     pub(super) table: Mutex<Table>,
+    /// For the worker that reads.
+    pub(super) requests: Mutex<VecDeque<Request>>,
+    /// The application has asked for something since the worker looked.
+    pub(super) asked: AtomicBool,
     /// The application forgot to acknowledge; see `wait_for_acks`.
     pub(super) blocked: AtomicBool,
     pub(super) closing: AtomicBool,
@@ -51,6 +63,33 @@ pub(super) struct Table {
     pub(super) owned: HashMap<Key, Arc<Partition>>,
     /// Partitions that were read on the previous cluster and have not been assigned since.
     pub(super) carried: HashMap<Key, Carried>,
+    /// What the application knows that it has.
+    pub(super) assigned: BTreeSet<Key>,
+    /// The generation whose group said so.
+    pub(super) assigned_by: u64,
+    /// What the application has paused.
+    pub(super) paused: BTreeSet<Key>,
+    /// Seeks for which the cluster must be asked, or whose partition is not read yet. Numbered, so that a later one is not taken
+    /// for an earlier one.
+    pub(super) seeks: HashMap<Key, (u64, SeekTo)>,
+    pub(super) seek_number: u64,
+}
+
+/// Requests that wait for a worker; more are refused.
+const MAX_REQUESTS: usize = 1_024;
+
+/// Something that the application asks the cluster by the worker.
+#[derive(Debug)]
+pub(super) enum Request {
+    Commit {
+        /// The generation that read when it was asked for.
+        generation: u64,
+        reply: Option<oneshot::Sender<Result<()>>>,
+    },
+    Committed {
+        key: Key,
+        reply: oneshot::Sender<Result<Option<i64>>>,
+    },
 }
 
 impl ConsumerShared {
@@ -122,13 +161,21 @@ impl ConsumerShared {
         }
     }
 
-    pub(super) fn own(&self, generation: u64, key: &Key, partition: &Arc<Partition>) {
+    /// Whether the application has paused it.
+    pub(super) fn own(&self, generation: u64, key: &Key, partition: &Arc<Partition>) -> bool {
         let mut table = self.table();
+        let is_paused = table.paused.contains(key);
+        partition.pause(is_paused);
+        if table.seeks.contains_key(key) {
+            // Sought again just now: what would be read here is not to be handed out.
+            partition.end();
+        }
         if table.generation == generation {
             table.owned.insert(key.clone(), Arc::clone(partition));
         } else {
             partition.end();
         }
+        is_paused
     }
 
     pub(super) fn disown(&self, generation: u64, key: &Key) {
@@ -136,6 +183,168 @@ impl ConsumerShared {
         if table.generation == generation {
             table.owned.remove(key);
         }
+    }
+
+    /// What is read, or was before the flip and has not been assigned since.
+    pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
+        let table = self.table();
+        let carried = table.carried.values().map(|carried| &carried.partition);
+        table.owned.values().chain(carried).cloned().collect()
+    }
+
+    /// Notes what the group has assigned; what is new and what is gone for the application.
+    pub(super) fn note_assigned(&self, generation: u64, keys: &[Key]) -> Change {
+        let mut table = self.table();
+        if table.generation != generation {
+            return Change::default();
+        }
+        let is_first = std::mem::replace(&mut table.assigned_by, generation) != generation;
+        let change = Change::between(&table.assigned, keys, is_first);
+        for key in &change.gone {
+            table.assigned.remove(key);
+            table.seeks.remove(key);
+        }
+        table.assigned.extend(change.added.iter().cloned());
+        change
+    }
+
+    /// Notes what the group has taken away; that of which the application knew.
+    pub(super) fn note_revoked(&self, generation: u64, keys: &[Key], is_lost: bool) -> Vec<Key> {
+        let mut table = self.table();
+        if table.generation != generation {
+            return Vec::new();
+        }
+        let revoked = keys.iter().filter(|key| table.assigned.contains(*key));
+        let revoked: Vec<Key> = revoked.cloned().collect();
+        for key in &revoked {
+            table.assigned.remove(key);
+            // What is lost may come back as it was.
+            if !is_lost {
+                table.seeks.remove(key);
+            }
+        }
+        revoked
+    }
+
+    /// Whether something that is acknowledged belongs to partitions that the group has not decided about since a flip.
+    pub(super) fn awaits_assignment(&self, generation: u64) -> bool {
+        let table = self.table();
+        let mut carried = table.carried.values();
+        table.assigned_by != generation && carried.any(|carried| carried.partition.is_uncommitted())
+    }
+
+    pub(super) fn pause(&self, keys: impl Iterator<Item = Key>) {
+        let mut table = self.table();
+        for key in keys {
+            if let Some(partition) = table.owned.get(&key) {
+                partition.pause(true);
+            }
+            table.paused.insert(key);
+        }
+        self.asked.store(true, Relaxed);
+    }
+
+    /// The worker lets a partition go on when it has gone back to where it was paused.
+    pub(super) fn resume(&self, keys: impl Iterator<Item = Key>) {
+        let mut table = self.table();
+        for key in keys {
+            table.paused.remove(&key);
+        }
+        self.asked.store(true, Relaxed);
+    }
+
+    /// False if the partition is not assigned.
+    pub(super) fn seek(&self, key: Key, to: SeekTo) -> bool {
+        let mut table = self.table();
+        if !table.assigned.contains(&key) {
+            return false;
+        }
+        match (to, table.owned.get(&key).cloned()) {
+            (SeekTo::Offset(offset), Some(partition)) => {
+                table.seeks.remove(&key);
+                table.owned.insert(key, partition.seek(offset));
+            }
+            (_, partition) => {
+                if let Some(partition) = partition {
+                    partition.end();
+                }
+                table.seek_number += 1;
+                let number = table.seek_number;
+                table.seeks.insert(key, (number, to));
+            }
+        }
+        self.asked.store(true, Relaxed);
+        true
+    }
+
+    pub(super) fn pending_seek(&self, key: &Key) -> Option<(u64, SeekTo)> {
+        self.table().seeks.get(key).copied()
+    }
+
+    /// The seek has been carried out, and led to `sought` if the partition is read. False if there was another one meanwhile.
+    pub(super) fn end_seek(
+        &self,
+        generation: u64,
+        key: &Key,
+        number: u64,
+        sought: Option<&Arc<Partition>>,
+    ) -> bool {
+        let mut table = self.table();
+        let is_latest = |(latest, _): &(u64, SeekTo)| *latest == number;
+        if table.generation != generation || !table.seeks.get(key).is_some_and(is_latest) {
+            return false;
+        }
+        table.seeks.remove(key);
+        if let Some(sought) = sought {
+            sought.pause(table.paused.contains(key));
+            table.owned.insert(key.clone(), Arc::clone(sought));
+        }
+        true
+    }
+
+    pub(super) fn position(&self, key: &Key) -> Option<i64> {
+        let table = self.table();
+        if table.seeks.contains_key(key) || !table.assigned.contains(key) {
+            return None;
+        }
+        let carried = || table.carried.get(key).map(|carried| &carried.partition);
+        let partition = table.owned.get(key).or_else(carried)?;
+        Some(partition.next())
+    }
+
+    pub(super) fn ask(&self, request: Request) -> Result<()> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.len() >= MAX_REQUESTS {
+            return Err(self.not_committed(format!(
+                "{MAX_REQUESTS} requests wait for the cluster already"
+            )));
+        }
+        requests.push_back(request);
+        self.asked.store(true, Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn take_requests(&self) -> VecDeque<Request> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *requests)
+    }
+
+    pub(super) fn not_committed(&self, reason: String) -> Error {
+        Error::NotCommitted {
+            group: self.group.clone(),
+            reason,
+        }
+    }
+
+    pub(super) fn not_answered(&self, reason: String) -> Error {
+        Error::OffsetsUnknown {
+            group: self.group.clone(),
+            reason,
+        }
+    }
+
+    pub(super) fn has_moved(&self) -> Error {
+        self.not_committed("the consumer moved to another client meanwhile".to_owned())
     }
 
     pub(super) fn is_current(&self, generation: u64) -> bool {
@@ -175,6 +384,13 @@ impl ConsumerShared {
 
     pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Relaxed)
+    }
+
+    /// Everything that the application knows that it has; it knows that it has nothing any more.
+    pub(super) fn take_assigned(&self) -> Vec<Key> {
+        std::mem::take(&mut self.table().assigned)
+            .into_iter()
+            .collect()
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {

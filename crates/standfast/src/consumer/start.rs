@@ -67,6 +67,8 @@ pub(super) struct Own {
     pub(super) next: i64,
     pub(super) from: Epoch,
     pub(super) same_cluster: bool,
+    /// It was sought, and the group may not know.
+    pub(super) sought: bool,
 }
 
 impl From<&Carried> for Own {
@@ -75,6 +77,7 @@ impl From<&Carried> for Own {
             next: carried.partition.next(),
             from: carried.from,
             same_cluster: carried.same_cluster,
+            sought: carried.partition.is_sought(),
         }
     }
 }
@@ -151,8 +154,11 @@ impl Own {
             }
             _ => self.next,
         };
-        // A commit made after the flip, or further on in the same log: another member has been reading here meanwhile.
-        let is_newer = |c: &Committed| self.same_cluster || c.epoch.is_some_and(|e| e > self.from);
+        // A commit made after the flip, or further on in the same log: another member has been reading here meanwhile. But a
+        // seek is newer than what the group knows.
+        let is_newer = |c: &Committed| {
+            !self.sought && (self.same_cluster || c.epoch.is_some_and(|e| e > self.from))
+        };
         if let Some(newer) = committed.filter(is_newer)
             && newer.offset > self.next.min(mirrored)
         {
@@ -238,6 +244,7 @@ mod tests {
                 next,
                 from: Epoch(4),
                 same_cluster: false,
+                sought: false,
             }),
             committed: committed.map(|(offset, epoch)| Committed {
                 offset,
@@ -301,6 +308,14 @@ mod tests {
             epoch: Some(Epoch(4)),
         });
         assert_eq!(k.decide(|_| Bound::Unknown), at(9, StartReason::Committed));
+        // But not where this one has sought since.
+        if let Some(own) = &mut k.own {
+            own.sought = true;
+        }
+        assert_eq!(
+            k.decide(|_| Bound::Unknown),
+            at(7, StartReason::OwnPosition)
+        );
     }
 
     /// A commit of an earlier epoch may lie above what was mirrored.

@@ -17,6 +17,8 @@ use super::client::{ConsumerClient, cluster_id, make};
 use super::context::{WorkerContext, retire};
 use super::mailbox::Item;
 use super::message::{Message, is_link_filler};
+use super::offsets;
+use super::rebalance::{self, RebalanceEvent};
 use super::start::MissingOffset;
 use crate::connect::Connect;
 use crate::error::{Error, Result};
@@ -28,8 +30,14 @@ use crate::target::Target;
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The same while partitions are held until the handoff has been read, which takes milliseconds.
-const HANDOFF_POLL: Duration = Duration::from_millis(5);
+/// The same while something comes within milliseconds: the handoff, answers to commits, more of what the application asks for.
+const BRISK_POLL: Duration = Duration::from_millis(5);
+
+/// The same where the application waits for its commits.
+const MANUAL_POLL: Duration = Duration::from_millis(20);
+
+/// How long the application is expected to ask for more after it has asked for something.
+const BRISK: Duration = Duration::from_secs(1);
 
 /// Records moved to the mailbox at once.
 const BATCH: usize = 256;
@@ -40,9 +48,6 @@ const PAUSE_AFTER: Duration = Duration::from_millis(500);
 
 /// Pause between two looks for the offsets of a group that has none.
 const OFFSETS_PAUSE: Duration = Duration::from_millis(500);
-
-/// One question to the cluster.
-const ASK: Duration = Duration::from_secs(3);
 
 /// One wait for room in the mailbox.
 const ROOM: Duration = Duration::from_millis(50);
@@ -92,7 +97,7 @@ impl Worker {
         );
         let connected = connect.run(
             || make(&shared, &target, generation),
-            |consumer, timeout| cluster_id(&consumer.0, &shared.topics, timeout),
+            |consumer, timeout| cluster_id(&consumer.0, shared.subscription.names(), timeout),
             |consumer| retire(consumer.0, TopicPartitionList::new()),
         );
         let Some((ConsumerClient(consumer), cluster_id)) = connected else {
@@ -112,6 +117,7 @@ impl Worker {
             batch: VecDeque::with_capacity(BATCH),
             commit_at: Instant::now(),
             full_since: None,
+            brisk_until: Instant::now(),
         }
         .run()
     }
@@ -140,16 +146,19 @@ struct Loop {
     batch: VecDeque<Item>,
     commit_at: Instant,
     full_since: Option<Instant>,
+    /// Until then the application may soon ask for something.
+    brisk_until: Instant,
 }
 
 impl Loop {
     fn run(mut self) -> Ended {
         let shared = Arc::clone(&self.shared);
-        let topics: Vec<&str> = shared.topics.iter().map(String::as_str).collect();
+        let topics = shared.subscription.all();
         self.consumer
             .context()
             .state()
-            .begin_commits(&self.consumer);
+            .commits
+            .begin(&self.consumer);
         let mut ended = self.wait_for_offsets();
         if ended.is_none()
             && let Err(error) = self.consumer.subscribe(&topics)
@@ -165,7 +174,7 @@ impl Loop {
         let owned = {
             let mut state = self.consumer.context().state();
             // Librdkafka wants queues to go before their client.
-            state.end_commits();
+            state.commits.end();
             state.running_list()
         };
         retire(self.consumer, owned);
@@ -180,11 +189,11 @@ impl Loop {
         }
         let mut told = false;
         while !self.stop.is_cancelled() {
-            match self.find_any_offset() {
+            match offsets::find_any(&self.consumer, &self.shared.subscription) {
                 Ok(partitions) if partitions.is_empty() => return None,
                 Ok(partitions) if !told => {
                     told = true;
-                    self.report_held(partitions);
+                    offsets::report_held(&self.shared, partitions);
                 }
                 Ok(_) => {}
                 Err(error) => self
@@ -211,58 +220,14 @@ impl Loop {
         target.is_some_and(|target| self.shared.has_usable_position(&target))
     }
 
-    /// Looks for an offset of the group; empty if there is one, or nothing to look at; else the partitions.
-    fn find_any_offset(&self) -> Result<Vec<(String, i32)>, KafkaError> {
-        let mut list = TopicPartitionList::new();
-        for topic in &self.shared.topics {
-            let metadata = self.consumer.fetch_metadata(Some(topic), ASK)?;
-            for partition in metadata
-                .topics()
-                .iter()
-                .flat_map(|found| found.partitions())
-            {
-                list.add_partition(topic, partition.id());
-            }
-        }
-        if list.count() == 0 {
-            return Ok(Vec::new());
-        }
-        let offsets = ffi::committed_offsets(&self.consumer.committed_offsets(list, ASK)?);
-        if offsets.iter().any(|entry| entry.offset.is_some()) {
-            return Ok(Vec::new());
-        }
-        Ok(offsets
-            .into_iter()
-            .map(|entry| (entry.topic, entry.partition))
-            .collect())
-    }
-
-    fn report_held(&self, partitions: Vec<(String, i32)>) {
-        let (client, group) = (&self.shared.name, &self.shared.group);
-        let reason = format!(
-            "group {group:?} has no committed offset on this cluster; the group is joined when its offsets have arrived, \
-             or choose on_missing_offset(Earliest or Latest)"
-        );
-        tracing::warn!(
-            client = client.as_str(),
-            partitions = partitions.len(),
-            reason,
-            "partitions are held"
-        );
-        for (topic, partition) in partitions {
-            self.shared.fleet.emit(FleetEvent::PartitionHeld {
-                client: client.clone(),
-                topic,
-                partition,
-                reason: reason.clone(),
-            });
-        }
-    }
-
     fn round(&mut self) -> Option<Ended> {
-        let awaits_handoff = self.consumer.context().state().awaits_handoff;
+        let awaits_answer = {
+            let state = self.consumer.context().state();
+            state.awaits_handoff || state.commits.has_waiters()
+        };
         let wait = match self.batch.is_empty() {
-            true if awaits_handoff => HANDOFF_POLL,
+            true if awaits_answer || Instant::now() < self.brisk_until => BRISK_POLL,
+            true if self.shared.manual_commit => MANUAL_POLL,
             true => POLL,
             false => Duration::ZERO,
         };
@@ -287,13 +252,14 @@ impl Loop {
             Some(Ok(message)) => {
                 let context = self.consumer.context();
                 let mut state = context.state();
-                if let Some(partition) =
+                if let Some((partition, reading)) =
                     state.read(message.topic(), message.partition(), message.offset())
                 {
                     let partition = Arc::clone(partition);
                     let item = if !self.shared.show_filler && is_link_filler(&message) {
                         Item::Filler {
                             partition,
+                            reading,
                             offset: message.offset(),
                         }
                     } else {
@@ -301,6 +267,7 @@ impl Loop {
                         let copy = Message::copy(&message, &partition, &context.source, show_id);
                         Item::Record {
                             partition,
+                            reading,
                             message: copy,
                         }
                     };
@@ -372,9 +339,12 @@ impl Loop {
         let context = self.consumer.context();
         let mut state = context.state();
         state.collect_commits(context);
+        if state.follow(&self.consumer) {
+            self.brisk_until = Instant::now() + BRISK;
+        }
         state.hand_over(&self.consumer);
         state.retry_held(&self.consumer);
-        if Instant::now() >= self.commit_at {
+        if !self.shared.manual_commit && Instant::now() >= self.commit_at {
             self.commit_at = Instant::now() + self.shared.commit_interval;
             state.commit(&self.consumer);
         }
@@ -408,10 +378,18 @@ impl Loop {
         self.target = target;
     }
 
-    /// Commits what was acknowledged, for a bounded time.
+    /// Tells the application that it has nothing any more, and commits what was acknowledged, for a bounded time.
     fn commit_finally(&self) {
         let context = self.consumer.context();
-        context.state().commit(&self.consumer);
+        let assigned = self.shared.take_assigned();
+        rebalance::tell(&self.shared, RebalanceEvent::Revoked, assigned);
+        {
+            let mut state = context.state();
+            state.serve_requests(&self.consumer);
+            if !self.shared.manual_commit {
+                state.commit(&self.consumer);
+            }
+        }
         let until = Instant::now() + LAST_COMMIT;
         while context.state().collect_commits(context) > 0 && Instant::now() < until {
             // Records that come now were never acknowledged and are read again by whoever comes next.

@@ -5,6 +5,7 @@ mod away;
 mod before;
 mod connect;
 mod consumer;
+mod control;
 mod fleet;
 mod frozen;
 mod harness;
