@@ -5,7 +5,7 @@
 //! - [`Fleet`] and [`FleetBuilder`]: connecting, and an example that flips between two clusters without any server. [`FleetOptions`] for
 //!   TOML and environment.
 //! - [`FailoverProducer`] and [`ProducerBuilder`], [`Record`], [`Delivery`], [`Overflow`].
-//! - [`FailoverConsumer`] and [`ConsumerBuilder`], [`Message`], [`MissingOffset`].
+//! - [`FailoverConsumer`] and [`ConsumerBuilder`], [`ConsumerHandle`], [`Message`], [`MissingOffset`], [`SeekTo`], [`RebalanceEvent`].
 //! - [`FleetEvent`], [`Stats`], [`Rehearsal`], [`CredentialExpiry`]: what an operator wants to know.
 //! - [`discovery`] and [`secrets`]: the fleet's record and the credentials, of use without the wrapper too.
 //! - [`moving_from_rdkafka`]: before and after.
