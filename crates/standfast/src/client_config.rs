@@ -187,6 +187,11 @@ pub(crate) enum Role {
     StandbyRecords,
 }
 
+/// A property that the application has set.
+pub(crate) fn property<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
+    properties.get(name).map(String::as_str)
+}
+
 /// Refuses a property that the wrapper needs for itself.
 pub(crate) fn check_property(name: &str) -> Result<()> {
     let normal = name.strip_prefix("topic.").unwrap_or(name);

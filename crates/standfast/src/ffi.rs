@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::mem;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::TopicPartitionList;
@@ -67,6 +68,39 @@ pub(crate) fn set_sasl_credentials<C: ClientContext>(
         sys::rd_kafka_error_destroy(error);
         Err(text)
     }
+}
+
+/// librdkafka's hashes of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyHash {
+    Crc32,
+    /// Java's.
+    Murmur2,
+    Fnv1a,
+}
+
+/// The partition of a key, by librdkafka's own function, so that it is the same as without the wrapper. `partitions` must be
+/// positive.
+pub(crate) fn partition_of_key(hash: KeyHash, key: Option<&[u8]>, partitions: i32) -> i32 {
+    let function = match hash {
+        KeyHash::Crc32 => sys::rd_kafka_msg_partitioner_consistent,
+        KeyHash::Murmur2 => sys::rd_kafka_msg_partitioner_murmur2,
+        KeyHash::Fnv1a => sys::rd_kafka_msg_partitioner_fnv1a,
+    };
+    let (address, len) = key.map_or((std::ptr::null(), 0), |key| (key.as_ptr(), key.len()));
+    let (topic, none) = (std::ptr::null(), std::ptr::null_mut());
+    // SAFETY: these three only hash the key's bytes, which are borrowed, and take the remainder; topic and opaques are not
+    // looked at (rdkafka_msg.c).
+    unsafe { function(topic, address.cast(), len, partitions.max(1), none, none) }
+}
+
+/// Waits until every record has been answered for, as long as somebody else polls. rust-rdkafka's own `flush` polls in slices
+/// of 100 ms and may take that long for nothing.
+pub(crate) fn flush<C: ClientContext>(client: &Client<C>, timeout: Duration) -> bool {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client is borrowed, hence alive.
+    let code = unsafe { sys::rd_kafka_flush(client.native_ptr(), timeout) };
+    code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
 /// The headers of a message. rust-rdkafka's own accessor panics on a header name that is not UTF-8, which any producer

@@ -55,7 +55,7 @@ pub use metrics::PrometheusCollector;
 pub use metrics::{Metric, MetricKind, MetricUnit};
 pub use producer::{
     DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES,
-    DeliveryFuture, FailoverProducer, Overflow, ProducerBuilder,
+    DeliveryFuture, FailoverProducer, Overflow, Partitioner, ProducerBuilder,
 };
 pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
 pub use rehearsal::Rehearsal;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::driver::Driver;
 use super::log::SendLog;
+use super::partitioner::{Partitioner, Rule};
 use super::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Limits, Overflow};
 use super::{FailoverProducer, ProducerShared};
 use crate::client_config::{self, Properties, Role};
@@ -23,7 +24,6 @@ pub const DEFAULT_BUFFER_BYTES: usize = 64 * 1024 * 1024;
 pub const DEFAULT_BUFFER_RECORDS: usize = 100_000;
 
 /// Options of a [`FailoverProducer`].
-#[derive(Debug)]
 #[must_use]
 pub struct ProducerBuilder {
     fleet: Arc<FleetShared>,
@@ -31,6 +31,17 @@ pub struct ProducerBuilder {
     buffer_bytes: usize,
     buffer_records: usize,
     replay: Limits,
+    partitioner: Option<Arc<dyn Partitioner>>,
+}
+
+impl std::fmt::Debug for ProducerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProducerBuilder")
+            .field("fleet", &self.fleet.name)
+            .field("properties", &self.properties)
+            .field("has_partitioner", &self.partitioner.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl ProducerBuilder {
@@ -45,6 +56,7 @@ impl ProducerBuilder {
                 age: DEFAULT_REPLAY_AGE,
                 overflow: Overflow::default(),
             },
+            partitioner: None,
         }
     }
 
@@ -52,6 +64,14 @@ impl ProducerBuilder {
     /// itself are refused by [`build`](Self::build), with the reason.
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.insert(name.into(), value.into());
+        self
+    }
+
+    /// Chooses the partition of records that name none, with or without a key; default is the property `partitioner`
+    /// (`murmur2_random`). What it has chosen for a record stays: sent again after a failover, the record goes to the same
+    /// partition, if the new cluster has one of that number.
+    pub fn partitioner(mut self, partitioner: impl Partitioner) -> Self {
+        self.partitioner = Some(Arc::new(partitioner));
         self
     }
 
@@ -97,6 +117,7 @@ impl ProducerBuilder {
     #[allow(clippy::unused_async)]
     pub async fn build(self) -> Result<FailoverProducer> {
         client_config::check(&Role::Producer, &self.properties)?;
+        let rule = Rule::of(self.partitioner, &self.properties)?;
         let records = self.buffer_records.clamp(1, Semaphore::MAX_PERMITS);
         // `acquire_many` counts in u32.
         let bytes = self
@@ -112,6 +133,7 @@ impl ProducerBuilder {
             fleet: self.fleet,
             instance: Uuid::new_v4(),
             properties: self.properties,
+            rule,
             log: Mutex::new(SendLog::new(Limits {
                 bytes: replay_bytes,
                 ..self.replay

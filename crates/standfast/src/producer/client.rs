@@ -1,7 +1,8 @@
 //! One generation of a producer: an rdkafka client of one cluster, its poll thread, its delivery reports.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
-use super::ProducerShared;
+use super::partitioner::{Choice, choosing};
+use super::{BURST, ProducerShared};
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
@@ -23,8 +25,29 @@ use crate::warm::{self, Warmable};
 /// One round of the poll thread; also what stopping it may take.
 const POLL: Duration = Duration::from_millis(100);
 
+/// One question for a topic's partitions.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Pause before a topic is asked for again.
+const ASK_PAUSE: Duration = Duration::from_millis(100);
+
+/// What became of handing a record to librdkafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hand {
+    /// It has it; in this partition, where the record is to stay if it must be sent again.
+    Taken(Option<i32>),
+    /// Its queue is full.
+    Full,
+    /// The topic's partitions are being asked for.
+    Asking,
+}
+
+type Base = BaseProducer<ReportContext, Choice>;
+
 pub(super) struct ProducerClient {
-    base: Arc<BaseProducer<ReportContext>>,
+    base: Arc<Base>,
+    /// Topics whose partitions librdkafka knows, or has been told that there are none: true. Being asked for: false.
+    known: Arc<Mutex<HashMap<String, bool>>>,
     poll_thread: Mutex<Option<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
     generation: Arc<AtomicU64>,
@@ -44,7 +67,12 @@ impl ProducerClient {
     pub(super) fn new(config: &ClientConfig, context: ReportContext) -> KafkaResult<Self> {
         let log = Arc::clone(&context.log);
         let generation = Arc::clone(&context.generation);
-        let base = Arc::new(BaseProducer::from_config_and_context(config, context)?);
+        let mut config = config.clone();
+        // It would choose for records without a key itself otherwise, and not tell.
+        config.set("sticky.partitioning.linger.ms", "0");
+        // Has no effect but one: rust-rdkafka 0.39 crashes in setting a partitioner where no property of topics is set.
+        config.set("partitioner", "murmur2_random");
+        let base: Arc<Base> = Arc::new(Base::from_config_and_context(&config, context)?);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (Arc::clone(&base), Arc::clone(&stop));
         let poll_thread = thread::Builder::new()
@@ -57,6 +85,7 @@ impl ProducerClient {
             .map_err(|error| KafkaError::ClientCreation(format!("poll thread: {error}")))?;
         Ok(Self {
             base,
+            known: Arc::default(),
             poll_thread: Mutex::new(Some(poll_thread)),
             stop,
             generation,
@@ -82,8 +111,13 @@ impl ProducerClient {
         crate::ffi::set_sasl_credentials(self.base.client(), username, password)
     }
 
-    /// Hands a record to librdkafka; never blocks. `Ok(false)`: its queue is full. `Err`: this record can never be sent.
-    pub(super) fn hand(&self, id: RecordId, record: &Record) -> Result<bool> {
+    /// Hands a record to librdkafka; never blocks. `wish`: the partition that it had before. `Err`: it can never be sent.
+    pub(super) fn hand(&self, id: RecordId, record: &Record, wish: Option<i32>) -> Result<Hand> {
+        let choice = self.base.context().choice.rule();
+        let is_free = record.partition.is_none() && choice.is_free(record.key.as_deref());
+        if is_free && !self.knows(&record.topic) {
+            return Ok(Hand::Asking);
+        }
         let mut native =
             BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, id.sequence as usize)
                 .headers(record.kafka_headers(id));
@@ -91,11 +125,15 @@ impl ProducerClient {
         native.key = record.key.as_deref();
         native.payload = record.payload.as_deref();
         native.timestamp = record.timestamp_ms;
-        match self.base.send(native) {
-            Ok(()) => Ok(true),
+        let (sent, chosen) = match is_free {
+            true => choosing(wish, || self.base.send(native)),
+            false => (self.base.send(native), None),
+        };
+        match sent {
+            Ok(()) => Ok(Hand::Taken(chosen)),
             Err((error, _)) => match error.rdkafka_error_code() {
                 // A fatal client takes nothing more; its successor will.
-                Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(false),
+                Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Hand::Full),
                 _ => Err(Error::Refused {
                     cluster: self.log.cluster.clone(),
                     topic: record.topic.clone(),
@@ -103,6 +141,28 @@ impl ProducerClient {
                 }),
             },
         }
+    }
+
+    /// Whether librdkafka knows the topic's partitions. If not they are asked for, and handing on goes on afterwards:
+    /// librdkafka would choose later, on a thread of its own, and the choice could not be noted.
+    fn knows(&self, topic: &str) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(topic) {
+            return *known;
+        }
+        known.insert(topic.to_owned(), false);
+        let (base, stop) = (Arc::clone(&self.base), Arc::clone(&self.stop));
+        let (known, name) = (Arc::clone(&self.known), topic.to_owned());
+        let spawned = thread::Builder::new()
+            .name("standfast-topic".to_owned())
+            .spawn(move || ask_for(&name, &base, &stop, &known));
+        if let Err(error) = spawned {
+            tracing::error!(client = self.log.client.as_str(), topic, %error, "no thread to ask for a topic's partitions");
+            // The record goes all the same; only where it went is not noted.
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert(topic.to_owned(), true);
+        }
+        false
     }
 
     /// Sends the client to the reaper; never blocks.
@@ -135,13 +195,49 @@ impl ProducerClient {
     }
 }
 
+/// Asks for the topic's partitions until the cluster has answered, and hands on what has waited for it.
+fn ask_for(topic: &str, base: &Base, stop: &AtomicBool, known: &Mutex<HashMap<String, bool>>) {
+    use RDKafkaErrorCode as Code;
+    while let Err(error) = base.client().fetch_metadata(Some(topic), ASK) {
+        let no_answer = matches!(
+            error.rdkafka_error_code(),
+            Some(
+                Code::OperationTimedOut
+                    | Code::BrokerTransportFailure
+                    | Code::AllBrokersDown
+                    | Code::RequestTimedOut
+            )
+        );
+        // Anything else is said of the record itself when it is handed on.
+        if !no_answer {
+            break;
+        }
+        thread::sleep(ASK_PAUSE);
+        if stop.load(Relaxed) {
+            return;
+        }
+    }
+    // Also where there is no such topic: librdkafka then decides how long to wait for it.
+    let mut topics = known.lock().unwrap_or_else(PoisonError::into_inner);
+    topics.insert(topic.to_owned(), true);
+    drop(topics);
+    if let Some(shared) = base.context().shared.upgrade() {
+        while shared.hand_on(BURST).more {}
+    }
+}
+
 impl Warmable for ProducerClient {
     fn serve(&self) {
         // Its poll thread does.
     }
 
     fn keep_warm(&self, topics: &[String]) -> bool {
-        warm::keep_warm(self.base.client(), topics)
+        let answered = warm::keep_warm(self.base.client(), topics);
+        if answered {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.extend(topics.iter().map(|topic| (topic.clone(), true)));
+        }
+        answered
     }
 
     fn prove(&self, topic: Option<&str>, timeout: Duration) -> Option<String> {
@@ -162,6 +258,7 @@ pub(super) struct ReportContext {
     pub(super) shared: Weak<ProducerShared>,
     /// 0: a standby's client, which has nothing to report.
     pub(super) generation: Arc<AtomicU64>,
+    pub(super) choice: Choice,
     pub(super) log: Arc<ClientLog>,
 }
 
@@ -188,8 +285,12 @@ impl ClientContext for ReportContext {
     }
 }
 
-impl ProducerContext for ReportContext {
+impl ProducerContext<Choice> for ReportContext {
     type DeliveryOpaque = usize;
+
+    fn get_custom_partitioner(&self) -> Option<&Choice> {
+        Some(&self.choice)
+    }
 
     fn delivery(&self, report: &DeliveryResult<'_>, sequence: usize) {
         let Some(shared) = self.shared.upgrade() else {

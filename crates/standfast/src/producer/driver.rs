@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ProducerShared;
 use super::client::{ProducerClient, ReportContext};
 use super::log::Gate;
+use super::partitioner::Choice;
 use crate::client_config::{self, Role};
 use crate::client_log::ClientLog;
 use crate::connect::Connect;
@@ -23,6 +24,11 @@ use crate::warm::{Kind, Warm, WarmSet};
 
 /// Records handed on per hold of the log's lock while catching up after a flip.
 const CATCH_UP_BURST: usize = 256;
+
+/// Pause while the new client asks for a topic's partitions, and how many of them: afterwards what waits is handed on when
+/// the answer comes.
+const PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSES: u32 = 500;
 
 /// How long a client that is replaced on the same cluster may go on finishing what it has.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -287,14 +293,19 @@ impl Driver {
         let epoch = resent_for.map(|target| target.epoch);
         tokio::spawn(async move {
             let (mut resent, mut acknowledged) = (0, 0);
+            let mut pauses = 0;
             loop {
                 let handed = shared.hand_on(CATCH_UP_BURST);
                 resent += handed.resent;
                 acknowledged += handed.replayed;
-                if !handed.more {
+                if handed.is_asking && pauses < MAX_PAUSES {
+                    pauses += 1;
+                    tokio::time::sleep(PAUSE).await;
+                } else if handed.more {
+                    tokio::task::yield_now().await;
+                } else {
                     break;
                 }
-                tokio::task::yield_now().await;
             }
             if let Some(epoch) = epoch.filter(|_| resent > 0) {
                 tracing::info!(client = shared.name.as_str(), %epoch, records = resent, acknowledged, "records sent again");
@@ -355,6 +366,7 @@ fn make(shared: &Arc<ProducerShared>, target: &Target) -> Result<ProducerClient,
     let context = ReportContext {
         shared: Arc::downgrade(shared),
         generation: Arc::default(),
+        choice: Choice::new(shared.rule.clone()),
         log: Arc::new(ClientLog::new(shared.name.clone(), target.cluster.clone())),
     };
     ProducerClient::new(&config, context).map_err(|error| Error::Configuration {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::client::ProducerClient;
+use super::client::{Hand, ProducerClient};
 use super::replay::{Limits, Place, Replay};
 use crate::error::{Error, Result};
 use crate::record::{Delivery, Record};
@@ -26,6 +26,8 @@ pub(super) struct Entry {
     room: Room,
     /// Handed to a client at least once.
     was_handed: bool,
+    /// The partition that was chosen for it then, if it has no key to choose by.
+    chosen: Option<i32>,
 }
 
 /// Room in the producer's buffers.
@@ -102,6 +104,17 @@ pub(super) struct Handed {
     pub(super) replayed: usize,
     /// There are more, and the client would take them.
     pub(super) more: bool,
+    /// There are more, and the client will take them in a moment: it is asking for a topic's partitions.
+    pub(super) is_asking: bool,
+}
+
+impl Handed {
+    fn stopped_by(self, hand: Hand) -> Self {
+        Self {
+            is_asking: hand == Hand::Asking,
+            ..self
+        }
+    }
 }
 
 impl SendLog {
@@ -135,6 +148,7 @@ impl SendLog {
             completion,
             room,
             was_handed: false,
+            chosen: None,
         }));
         self.unresolved += 1;
         sequence
@@ -181,11 +195,12 @@ impl SendLog {
         (self.next, self.replayed) = (self.first, 0);
     }
 
-    /// Hands up to `limit` records to the present client, in order. `hand` returns false if the client is full.
+    /// Hands up to `limit` records to the present client, in order. `hand` gets the partition that
+    /// an earlier client was given for the record.
     pub(super) fn hand_on(
         &mut self,
         limit: usize,
-        mut hand: impl FnMut(&ProducerClient, u64, &Record) -> Result<bool>,
+        mut hand: impl FnMut(&ProducerClient, u64, &Record, Option<i32>) -> Result<Hand>,
     ) -> (Handed, Vec<(u64, Error)>) {
         let mut handed = Handed::default();
         let mut refused = Vec::new();
@@ -197,12 +212,12 @@ impl SendLog {
             let again = self.replay.waiting().range(self.replayed..).next();
             if let Some((&sequence, waiting)) = again.filter(|(sequence, _)| **sequence < self.next)
             {
-                match hand(&client, sequence, &waiting.record) {
-                    Ok(true) => {
+                match hand(&client, sequence, &waiting.record, None) {
+                    Ok(Hand::Taken(_)) => {
                         handed.resent += 1;
                         handed.replayed += 1;
                     }
-                    Ok(false) => return (handed, refused),
+                    Ok(hand) => return (handed.stopped_by(hand), refused),
                     Err(error) => refused.push((sequence, error)),
                 }
                 self.replayed = sequence + 1;
@@ -212,12 +227,13 @@ impl SendLog {
                 return (handed, refused);
             };
             if let Some(entry) = slot {
-                match hand(&client, self.next, &entry.record) {
-                    Ok(true) => {
+                match hand(&client, self.next, &entry.record, entry.chosen) {
+                    Ok(Hand::Taken(chosen)) => {
+                        entry.chosen = chosen.or(entry.chosen);
                         handed.resent += usize::from(entry.was_handed);
                         entry.was_handed = true;
                     }
-                    Ok(false) => return (handed, refused),
+                    Ok(hand) => return (handed.stopped_by(hand), refused),
                     Err(error) => refused.push((self.next, error)),
                 }
             }

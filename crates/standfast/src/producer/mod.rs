@@ -4,6 +4,7 @@ mod builder;
 mod client;
 mod driver;
 mod log;
+pub(crate) mod partitioner;
 mod replay;
 
 use std::future::Future;
@@ -20,6 +21,8 @@ use uuid::Uuid;
 
 pub use self::builder::{DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, ProducerBuilder};
 use self::log::{Gate, Handed, Resolved, Room, SendLog};
+pub use self::partitioner::Partitioner;
+use self::partitioner::Rule;
 pub use self::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Overflow};
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
@@ -44,8 +47,7 @@ const BURST: usize = 64;
 /// does not hold are sent again, to the same partition, in their order and ahead of new ones: where the handoff names the
 /// partition, all at or above its offset, else all that the cluster was not seen to hold while it was a standby. After a planned
 /// switchover that is none. To see what a standby holds, the producer's credentials need DESCRIBE and READ on the topic
-/// there; without them nothing is let go before the bound is reached. A record that has neither key nor partition, and was in
-/// flight, may be sent again to another partition.
+/// there; without them nothing is let go before the bound is reached.
 ///
 /// While the fleet is fenced (planned switchover) sends wait.
 #[derive(Debug, Clone)]
@@ -188,6 +190,7 @@ pub(crate) struct ProducerShared {
     name: ClientName,
     instance: Uuid,
     properties: Properties,
+    rule: Rule,
     /// Admission, handing on and the swap of clients must see the same order: one lock, never held across an await.
     log: Mutex<SendLog>,
     records: Arc<Semaphore>,
@@ -280,8 +283,8 @@ impl ProducerShared {
     }
 
     fn hand_on_locked(&self, log: &mut SendLog, limit: usize) -> Handed {
-        let (handed, refused) = log.hand_on(limit, |client, sequence, record| {
-            client.hand(self.id(sequence), record)
+        let (handed, refused) = log.hand_on(limit, |client, sequence, record, wish| {
+            client.hand(self.id(sequence), record, wish)
         });
         add(&self.fleet.counters.records_resent, handed.resent);
         add(&self.fleet.counters.records_replayed, handed.replayed);

@@ -3,8 +3,9 @@
 use rdkafka::ClientConfig;
 use standfast_discovery::ClusterName;
 
-use super::client::{ProducerClient, ReportContext};
+use super::client::{Hand, ProducerClient, ReportContext};
 use super::log::{Gate, Resolved, SendLog};
+use super::partitioner::Choice;
 use super::replay::Limits;
 use super::*;
 use crate::client_log::ClientLog;
@@ -27,6 +28,7 @@ fn client() -> Arc<ProducerClient> {
     let context = ReportContext {
         shared: std::sync::Weak::new(),
         generation: Arc::new(1.into()),
+        choice: Choice::new(Rule::of(None, &Properties::new()).expect("rule")),
         log: Arc::new(log),
     };
     Arc::new(ProducerClient::new(&config, context).expect("client"))
@@ -46,9 +48,9 @@ fn push(log: &mut SendLog, room: &Arc<Semaphore>) -> oneshot::Receiver<Result<De
 
 fn hand_all(log: &mut SendLog) -> (Vec<u64>, usize) {
     let mut seen = Vec::new();
-    let (handed, refused) = log.hand_on(100, |_, sequence, _| {
+    let (handed, refused) = log.hand_on(100, |_, sequence, _, _| {
         seen.push(sequence);
-        Ok(true)
+        Ok(Hand::Taken(None))
     });
     assert!(refused.is_empty());
     (seen, handed.resent)
@@ -111,9 +113,13 @@ fn a_full_client_and_a_fence_hold_records_in_order() {
     log.install(1);
     log.gate = Gate::Open(client());
     let mut capacity = 2;
-    let (handed, _) = log.hand_on(100, |_, _, _| {
+    let (handed, _) = log.hand_on(100, |_, _, _, _| {
         capacity -= 1;
-        Ok(capacity >= 0)
+        Ok(if capacity >= 0 {
+            Hand::Taken(None)
+        } else {
+            Hand::Full
+        })
     });
     assert!(!handed.more, "a full client is not asked again at once");
     let Gate::Open(client) = std::mem::replace(&mut log.gate, Gate::Closed) else {

@@ -9,5 +9,6 @@ mod control;
 mod fleet;
 mod frozen;
 mod harness;
+mod partition;
 mod producer;
 mod replay;
