@@ -40,6 +40,9 @@ const PRODUCER_FIXED: &[(&str, &str)] = &[
     ("message.timeout.ms", "0"),
 ];
 
+/// Of the producer of a transactional client. No `message.timeout.ms`: librdkafka bounds it by `transaction.timeout.ms`.
+const TRANSACTIONAL_FIXED: &[(&str, &str)] = &[("enable.idempotence", "true")];
+
 const CONSUMER: &[(&str, &str)] = &[
     // A commit on its way to a frozen cluster holds up the end of the old client for this long; the default is 60 s.
     ("socket.timeout.ms", "10000"),
@@ -57,6 +60,17 @@ const CONSUMER_FIXED: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
     // The wrapper looks offsets up itself; librdkafka must never jump silently.
     ("auto.offset.reset", "error"),
+];
+
+/// Of the consumer of a transactional client.
+const TRANSACTIONAL_INPUT_FIXED: &[(&str, &str)] = &[
+    ("enable.auto.offset.store", "false"),
+    ("enable.auto.commit", "false"),
+    ("auto.offset.reset", "error"),
+    // Also decides that the group's offsets are waited for that a transaction is about to commit (KIP-447).
+    ("isolation.level", "read_committed"),
+    // Eager: a transaction ends with the assignment that it was read under.
+    ("partition.assignment.strategy", "range,roundrobin"),
 ];
 
 /// Of the client that looks at a standby's logs.
@@ -155,7 +169,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "transactional.id",
-        "transactions come with a later version of the wrapper",
+        "give it to Fleet::transactional(); a FailoverProducer sends without transactions",
     ),
     (
         "delivery.report.only.error",
@@ -181,6 +195,14 @@ pub(crate) enum Role {
     Consumer {
         group: String,
     },
+    /// Produces in transactions.
+    Transactional {
+        id: String,
+    },
+    /// Reads what is transformed in transactions.
+    TransactionalInput {
+        group: String,
+    },
     /// Asks for log ends.
     StandbyEnds,
     /// Reads single records.
@@ -204,11 +226,31 @@ pub(crate) fn check_property(name: &str) -> Result<()> {
     }
 }
 
+/// Refuses what a transactional client decides for its consumer.
+fn check_input(name: &str) -> Result<()> {
+    let reason = match name {
+        "isolation.level" => {
+            "a transaction reads what is committed only, else it would transform what is aborted later"
+        }
+        "partition.assignment.strategy" => {
+            "a transaction ends with the assignment that it was read under: the eager protocol"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::RefusedProperty {
+        name: name.to_owned(),
+        reason,
+    })
+}
+
 /// Checks all properties of the application, their names and values by librdkafka itself.
 pub(crate) fn check(role: &Role, properties: &Properties) -> Result<()> {
     properties
         .keys()
         .try_for_each(|name| check_property(name))?;
+    if let Role::TransactionalInput { .. } = role {
+        properties.keys().try_for_each(|name| check_input(name))?;
+    }
     let mut config = base(role, properties);
     config.set("bootstrap.servers", "127.0.0.1:1");
     match config.create_native_config() {
@@ -236,6 +278,8 @@ fn base(role: &Role, properties: &Properties) -> ClientConfig {
     let (defaults, fixed) = match role {
         Role::Producer => (PRODUCER, PRODUCER_FIXED),
         Role::Consumer { .. } => (CONSUMER, CONSUMER_FIXED),
+        Role::Transactional { .. } => (PRODUCER, TRANSACTIONAL_FIXED),
+        Role::TransactionalInput { .. } => (CONSUMER, TRANSACTIONAL_INPUT_FIXED),
         Role::StandbyEnds | Role::StandbyRecords => (STANDBY, STANDBY_FIXED),
     };
     let mut config = ClientConfig::new();
@@ -249,8 +293,11 @@ fn base(role: &Role, properties: &Properties) -> ClientConfig {
         config.set(*name, *value);
     }
     match role {
-        Role::Consumer { group } => {
+        Role::Consumer { group } | Role::TransactionalInput { group } => {
             config.set("group.id", group);
+        }
+        Role::Transactional { id } => {
+            config.set("transactional.id", id);
         }
         Role::StandbyRecords => {
             config.set("group.id", STANDBY_GROUP);

@@ -124,12 +124,54 @@ pub enum Error {
         /// The partition.
         partition: i32,
     },
+    /// The transaction does not count: its records are never seen, and what it read comes again in the next one, from the
+    /// group's committed offsets. Begin again.
+    #[error(
+        "the transaction on cluster {cluster} was aborted ({reason}); begin the next one, what was read comes again"
+    )]
+    TransactionAborted {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Why.
+        reason: String,
+        /// It was being committed, and nobody knows how that ended: the next transaction goes on behind it if it was
+        /// committed, and reads its records again if not.
+        outcome_unknown: bool,
+    },
+    /// Another client with the same transactional id has taken over: this one is closed.
+    #[error(
+        "transactional id {transactional_id:?} is used by another client on cluster {cluster}, which has fenced this one; give \
+         every running instance an id of its own"
+    )]
+    ProducerFenced {
+        /// The transactional id.
+        transactional_id: String,
+        /// The cluster.
+        cluster: ClusterName,
+    },
     /// Discovery could not be set up.
     #[error("discovery: {0}")]
     Discovery(String),
     /// Secrets could not be set up.
     #[error("secrets: {0}")]
     Secrets(String),
+}
+
+impl Error {
+    /// Whether the same may succeed if it is tried again, without anybody changing something.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::TransactionAborted { .. }
+                | Self::BufferFull { .. }
+                | Self::Unprotected { .. }
+                | Self::FlushTimeout { .. }
+                | Self::NoRecord { .. }
+                | Self::NotCommitted { .. }
+                | Self::OffsetsUnknown { .. }
+                | Self::NotAssigned { .. }
+        )
+    }
 }
 
 /// `Result` with the wrapper's [`Error`].

@@ -86,6 +86,19 @@ pub enum FleetEvent {
         /// How many since the last such event.
         records: u64,
     },
+    /// A transaction was aborted, not by the application itself: by a flip, a fence, a rebalance or an error. The next one reads its records again.
+    TransactionAborted {
+        /// The transactional client.
+        client: ClientName,
+        /// The epoch under which it was open.
+        epoch: Epoch,
+        /// The cluster on which it was open.
+        cluster: ClusterName,
+        /// Why.
+        reason: String,
+        /// It was being committed, and nobody knows how that ended.
+        outcome_unknown: bool,
+    },
     /// It cannot be seen whether a standby holds what was acknowledged: it does not answer, the topic may not be read
     /// there, or its log is not a mirror of the active cluster's. Acknowledged records are kept meanwhile, within the bound.
     StandbyUnproven {

@@ -24,6 +24,7 @@ use crate::rehearsal::{self, Rehearsal};
 use crate::standby::StandbyWatch;
 use crate::stats::{Counters, Stats};
 use crate::target::Target;
+use crate::transaction::TransactionalBuilder;
 
 /// How long [`Fleet::connect`] waits for the fleet's record and the active cluster's credentials, by default.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -171,6 +172,12 @@ impl Fleet {
     /// A consumer of `group` that follows the active cluster.
     pub fn consumer(&self, group: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(Arc::clone(&self.shared), group.into())
+    }
+
+    /// A client that reads, transforms and produces in transactions of the active cluster. `id` is Kafka's `transactional.id`: one
+    /// per running instance, the same after its restart.
+    pub fn transactional(&self, id: impl Into<String>) -> TransactionalBuilder {
+        TransactionalBuilder::new(Arc::clone(&self.shared), id.into())
     }
 
     /// What discovery knows: the record with the highest epoch seen, and whether it is live.

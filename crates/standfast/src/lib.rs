@@ -4,8 +4,9 @@
 //!
 //! - [`Fleet`] and [`FleetBuilder`]: connecting, and an example that flips between two clusters without any server. [`FleetOptions`] for
 //!   TOML and environment.
-//! - [`FailoverProducer`] and [`ProducerBuilder`], [`Record`], [`Delivery`], [`Overflow`].
+//! - [`FailoverProducer`] and [`ProducerBuilder`], [`Record`], [`Delivery`], [`Overflow`], [`Partitioner`].
 //! - [`FailoverConsumer`] and [`ConsumerBuilder`], [`ConsumerHandle`], [`Message`], [`MissingOffset`], [`SeekTo`], [`RebalanceEvent`].
+//! - [`TransactionalClient`] and [`Transaction`]: consume, transform, produce.
 //! - [`FleetEvent`], [`Stats`], [`Rehearsal`], [`CredentialExpiry`]: what an operator wants to know.
 //! - [`discovery`] and [`secrets`]: the fleet's record and the credentials, of use without the wrapper too.
 //! - [`moving_from_rdkafka`]: before and after.
@@ -32,6 +33,7 @@ mod rehearsal;
 mod standby;
 mod stats;
 mod target;
+mod transaction;
 mod warm;
 
 #[doc = include_str!("../MOVING.md")]
@@ -60,6 +62,7 @@ pub use producer::{
 pub use record::{Delivery, Header, ID_HEADER, Record, RecordId, is_filler};
 pub use rehearsal::Rehearsal;
 pub use stats::Stats;
+pub use transaction::{Transaction, TransactionalBuilder, TransactionalClient};
 
 #[cfg(feature = "opentelemetry")]
 pub use opentelemetry;

@@ -102,6 +102,9 @@ table! {
     records_unprotected Counter Count "records_unprotected" "Acknowledged records let go before a standby was known to hold them";
     late_acknowledgements Counter Count "late_acknowledgements" "Acknowledgements from a cluster that was no longer the active one";
     records_unresolved Gauge Count "records_unresolved" "Records that wait for an acknowledgement";
+    transactions_committed Counter Count "transactions_committed" "Transactions committed";
+    transactions_aborted Counter Count "transactions_aborted" "Transactions aborted that had something in them";
+    transaction_records Counter Count "transaction_records" "Records handed over in transactions, also in those aborted later";
     records_consumed Counter Count "records_consumed" "Records handed to the application";
     filler_hidden Counter Count "filler_hidden" "Filler records of the link that were not shown to the application";
     records_repeated Counter Count "records_repeated" "Records that came again after a failover and were left out";

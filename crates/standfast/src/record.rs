@@ -172,6 +172,11 @@ impl RecordId {
         bytes
     }
 
+    /// The part of an id that stands for the topic.
+    pub(crate) fn topic_hash(topic: &str) -> u32 {
+        fnv1a(topic)
+    }
+
     /// Reads the wire form; `None` for any other length, and for an id that was given in another topic.
     pub fn from_bytes(topic: &str, bytes: &[u8]) -> Option<Self> {
         let (producer, rest) = bytes.split_first_chunk::<16>()?;

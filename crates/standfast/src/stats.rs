@@ -61,6 +61,12 @@ counters! {
     late_acknowledgements,
     /// Records that wait for an acknowledgement now.
     records_unresolved,
+    /// Transactions committed.
+    transactions_committed,
+    /// Transactions aborted that had something in them, also by the application.
+    transactions_aborted,
+    /// Records handed over in transactions; those of aborted ones count too.
+    transaction_records,
     /// Records handed to the application.
     records_consumed,
     /// Filler records of the link that were not shown to the application.

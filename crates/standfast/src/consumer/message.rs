@@ -16,26 +16,26 @@ const MESSAGE_OVERHEAD: usize = 160;
 /// A consumed record. It owns its data: keeping it does not keep a Kafka client alive.
 #[derive(Debug, Clone)]
 pub struct Message {
-    pub(super) partition: Arc<Partition>,
-    pub(super) offset: i64,
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) offset: i64,
     key: Option<Bytes>,
     payload: Option<Bytes>,
     headers: Vec<Header>,
     id: Option<RecordId>,
     timestamp_ms: Option<i64>,
-    pub(super) source: Arc<Source>,
+    pub(crate) source: Arc<Source>,
 }
 
 /// The generation that read a message.
 #[derive(Debug)]
-pub(super) struct Source {
-    pub(super) generation: u64,
-    pub(super) epoch: Epoch,
-    pub(super) cluster: ClusterName,
+pub(crate) struct Source {
+    pub(crate) generation: u64,
+    pub(crate) epoch: Epoch,
+    pub(crate) cluster: ClusterName,
 }
 
 impl Message {
-    pub(super) fn copy(
+    pub(crate) fn copy(
         message: &BorrowedMessage<'_>,
         partition: &Arc<Partition>,
         source: &Arc<Source>,
@@ -136,7 +136,11 @@ impl Message {
         is_filler(self.key(), self.payload(), headers)
     }
 
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn key_of_partition(&self) -> (Arc<str>, i32) {
+        (Arc::clone(&self.partition.topic), self.partition.number)
+    }
+
+    pub(crate) fn size(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers: usize = self
             .headers
@@ -148,7 +152,7 @@ impl Message {
 }
 
 /// The same for a record that is still librdkafka's; its headers are read only if key and value fit.
-pub(super) fn is_link_filler(message: &BorrowedMessage<'_>) -> bool {
+pub(crate) fn is_link_filler(message: &BorrowedMessage<'_>) -> bool {
     if message.payload().is_some() || message.key() != Some(FILLER.as_bytes()) {
         return false;
     }

@@ -40,11 +40,15 @@ pub use self::builder::{
 pub use self::handle::{COMMIT_TIMEOUT, ConsumerHandle, SeekTo};
 use self::mailbox::Item;
 pub use self::message::Message;
+pub(crate) use self::message::{Source, is_link_filler};
 use self::partition::HandOut;
 pub use self::partition::MAX_UNACKNOWLEDGED;
+pub(crate) use self::partition::Partition;
 pub use self::rebalance::{RebalanceEvent, TopicPartition};
 use self::shared::ConsumerShared;
 pub use self::start::MissingOffset;
+pub(crate) use self::start::{Committed, Known, Start, label, labelled_window};
+pub(crate) use self::window::{MAX_TEXT, Window};
 use crate::error::Result;
 use crate::stats::add;
 

@@ -31,44 +31,44 @@ pub enum MissingOffset {
 
 /// A partition that this consumer read on the previous cluster.
 #[derive(Debug, Clone)]
-pub(super) struct Carried {
-    pub(super) partition: Arc<Partition>,
+pub(crate) struct Carried {
+    pub(crate) partition: Arc<Partition>,
     /// The last epoch under which it was read.
-    pub(super) from: Epoch,
+    pub(crate) from: Epoch,
     /// The present cluster is the same: a rebuilt client, other addresses.
-    pub(super) same_cluster: bool,
+    pub(crate) same_cluster: bool,
     /// Its position was told to the group on this cluster.
-    pub(super) handed_over: bool,
+    pub(crate) handed_over: bool,
 }
 
 /// The group's committed offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Committed {
-    pub(super) offset: i64,
+pub(crate) struct Committed {
+    pub(crate) offset: i64,
     /// The epoch under which the wrapper committed it; `None` for anybody else's commit.
-    pub(super) epoch: Option<Epoch>,
+    pub(crate) epoch: Option<Epoch>,
 }
 
 /// Everything that is known about a partition when it is assigned.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// Own position and the epoch it comes from.
-    pub(super) own: Option<Own>,
-    pub(super) committed: Option<Committed>,
+    pub(crate) own: Option<Own>,
+    pub(crate) committed: Option<Committed>,
     /// Log start and log end here; `None` if not asked yet or not answered.
-    pub(super) range: Option<(i64, i64)>,
+    pub(crate) range: Option<(i64, i64)>,
     /// The position was found out of range: check it.
-    pub(super) verify: bool,
-    pub(super) policy: MissingOffset,
+    pub(crate) verify: bool,
+    pub(crate) policy: MissingOffset,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Own {
-    pub(super) next: i64,
-    pub(super) from: Epoch,
-    pub(super) same_cluster: bool,
+pub(crate) struct Own {
+    pub(crate) next: i64,
+    pub(crate) from: Epoch,
+    pub(crate) same_cluster: bool,
     /// It was sought, and the group may not know.
-    pub(super) sought: bool,
+    pub(crate) sought: bool,
 }
 
 impl From<&Carried> for Own {
@@ -84,7 +84,7 @@ impl From<&Carried> for Own {
 
 /// The rule's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Start {
+pub(crate) enum Start {
     At {
         offset: i64,
         reason: StartReason,
@@ -98,7 +98,7 @@ pub(super) enum Start {
 
 impl Known {
     /// Decides. `bound` tells up to where the logs are equal, for who comes from an epoch.
-    pub(super) fn decide(&self, bound: impl Fn(Epoch) -> Bound) -> Start {
+    pub(crate) fn decide(&self, bound: impl Fn(Epoch) -> Bound) -> Start {
         let own = self.own.filter(|own| own.is_usable(&bound));
         let start = match (own, self.committed) {
             (Some(own), committed) => own.start(committed, bound),
@@ -140,7 +140,7 @@ impl Known {
 impl Own {
     /// Whether the position means anything here: the two logs are known to be equal up to somewhere. The new cluster's
     /// log end would not do: it may hold records that were produced after the flip.
-    pub(super) fn is_usable(self, bound: impl Fn(Epoch) -> Bound) -> bool {
+    pub(crate) fn is_usable(self, bound: impl Fn(Epoch) -> Bound) -> bool {
         self.same_cluster || bound(self.from) != Bound::Unknown
     }
 
@@ -182,7 +182,7 @@ impl Own {
 
 impl Committed {
     /// Of an answer to an offset fetch; `None` if the group has no offset there.
-    pub(super) fn of(entry: &CommittedOffset) -> Option<Self> {
+    pub(crate) fn of(entry: &CommittedOffset) -> Option<Self> {
         Some(Self {
             offset: entry.offset?,
             epoch: labelled_epoch(&entry.metadata),
@@ -213,7 +213,7 @@ impl Committed {
 }
 
 /// Metadata of a commit under `epoch`; `seen` is a window's text.
-pub(super) fn label(epoch: Epoch, seen: &str) -> String {
+pub(crate) fn label(epoch: Epoch, seen: &str) -> String {
     if seen.is_empty() {
         return format!("{LABEL}{}", epoch.0);
     }
@@ -221,7 +221,7 @@ pub(super) fn label(epoch: Epoch, seen: &str) -> String {
 }
 
 /// The window in the metadata of a commit; empty if there is none.
-pub(super) fn labelled_window(metadata: &[u8]) -> Window {
+pub(crate) fn labelled_window(metadata: &[u8]) -> Window {
     let text = std::str::from_utf8(metadata).ok();
     let rest = text.and_then(|text| text.strip_prefix(LABEL)?.split_once(SEEN));
     let seen = rest.and_then(|(_, rest)| rest.split(' ').next());
@@ -229,7 +229,7 @@ pub(super) fn labelled_window(metadata: &[u8]) -> Window {
 }
 
 /// The epoch in the metadata of a commit; `None` if the wrapper did not write it.
-pub(super) fn labelled_epoch(metadata: &[u8]) -> Option<Epoch> {
+pub(crate) fn labelled_epoch(metadata: &[u8]) -> Option<Epoch> {
     let rest = std::str::from_utf8(metadata).ok()?.strip_prefix(LABEL)?;
     rest.split(' ').next()?.parse().ok().map(Epoch)
 }

@@ -13,7 +13,7 @@ const MAX_PRODUCERS: usize = 512;
 
 /// Longest text of a window in the metadata of a commit, in bytes. Brokers take 4,096 for all of it by default
 /// (`offset.metadata.max.bytes`).
-pub(super) const MAX_TEXT: usize = 3_900;
+pub(crate) const MAX_TEXT: usize = 3_900;
 
 /// The first half of a producer's UUID: random enough to tell the few producers of a partition apart, half as long.
 type Producer = u64;
@@ -33,17 +33,17 @@ struct Mark {
 
 impl Window {
     /// Whether the record, or a later one of its producer, has been seen.
-    pub(super) fn has(&self, id: RecordId) -> bool {
+    pub(crate) fn has(&self, id: RecordId) -> bool {
         let mark = self.highest.get(&short(id));
         mark.is_some_and(|mark| id.sequence <= mark.sequence)
     }
 
-    pub(super) fn note(&mut self, id: RecordId) {
+    pub(crate) fn note(&mut self, id: RecordId) {
         self.raise(short(id), id.sequence);
     }
 
     /// Takes in what another window has seen.
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         let mut marks: Vec<_> = other.highest.iter().collect();
         marks.sort_by_key(|(_, mark)| mark.used);
         for (producer, mark) in marks {
@@ -70,7 +70,7 @@ impl Window {
 
     /// As text of at most `limit` bytes, the most recently used producers first: hexadecimal, `producer-sequence`, parted by
     /// commas.
-    pub(super) fn text(&self, limit: usize) -> String {
+    pub(crate) fn text(&self, limit: usize) -> String {
         let mut marks: Vec<_> = self.highest.iter().collect();
         marks.sort_by_key(|(_, mark)| std::cmp::Reverse(mark.used));
         let mut text = String::new();
@@ -86,7 +86,7 @@ impl Window {
     }
 
     /// Reads [`text`](Self::text); what is not of its form is left out.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let entries: Vec<(Producer, u64)> = text
             .split(',')
             .take(MAX_PRODUCERS)

@@ -125,13 +125,16 @@ impl ProducerClient {
         native.key = record.key.as_deref();
         native.payload = record.payload.as_deref();
         native.timestamp = record.timestamp_ms;
+        // rust-rdkafka gives the record back, which is here already.
+        #[allow(clippy::result_large_err)]
+        let send = || self.base.send(native).map_err(|(error, _)| error);
         let (sent, chosen) = match is_free {
-            true => choosing(wish, || self.base.send(native)),
-            false => (self.base.send(native), None),
+            true => choosing(wish, send),
+            false => (send(), None),
         };
         match sent {
             Ok(()) => Ok(Hand::Taken(chosen)),
-            Err((error, _)) => match error.rdkafka_error_code() {
+            Err(error) => match error.rdkafka_error_code() {
                 // A fatal client takes nothing more; its successor will.
                 Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Hand::Full),
                 _ => Err(Error::Refused {

@@ -1,0 +1,580 @@
+//! One generation: both clients of one cluster on a thread of its own, because librdkafka's transactional calls block.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::producer::Producer;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::clients::{Clients, InputContext, Reader};
+use super::flow::{Abort, Item, Link, Order, Reason};
+use crate::connect::Connect;
+use crate::consumer::{MAX_TEXT, Message, is_link_filler, label};
+use crate::error::Error;
+use crate::event::FleetEvent;
+use crate::ffi;
+use crate::stats::add;
+use crate::target::Target;
+
+/// One blocking call of librdkafka; also what stopping the thread may take.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// How long a commit may take before the client is given up: a new one asks the coordinator how it ended.
+const COMMIT: Duration = Duration::from_secs(30);
+
+/// How long an abort may take before the client is given up; a new one of the same id aborts what is open.
+const ABORT: Duration = Duration::from_secs(10);
+
+/// How long an old client's open transaction is being aborted. Nobody waits for it, and on a dead cluster it ages out.
+const LAST_ABORT: Duration = Duration::from_secs(1);
+
+/// How long an abort waits for the records of its transaction. If it overtook the first one, brokers would not know of the
+/// transaction yet and refuse to end it (INVALID_TXN_STATE, seen on 4.1.0), which is fatal to the client.
+pub(super) const LAST_RECORDS: Duration = Duration::from_millis(500);
+
+/// Shortest and longest wait for orders while nothing is read.
+const SHORT: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_millis(20);
+
+/// Records moved to the application at once.
+const BATCH: usize = 256;
+
+/// How long the application may leave the queue full before the partitions are paused. Afterwards polling goes on, so that the
+/// group sees a live member.
+const PAUSE_AFTER: Duration = Duration::from_millis(500);
+
+/// Pause between two looks for the offsets of a group that has none.
+const OFFSETS_PAUSE: Duration = Duration::from_millis(500);
+
+/// One question to the cluster.
+const ASK: Duration = Duration::from_secs(3);
+
+/// How a generation ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Stopped,
+    /// librdkafka gave up: a new client is needed.
+    Broken(String),
+    /// Another client has the same transactional id.
+    Fenced,
+}
+
+/// A generation before its thread runs.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: Arc<Target>,
+    pub(super) generation: u64,
+    pub(super) stop: CancellationToken,
+}
+
+impl Worker {
+    /// Connects, and works until stopped. Blocks.
+    fn run(self) -> Ended {
+        let Self {
+            shared,
+            target,
+            generation,
+            stop,
+        } = self;
+        let connect = Connect::new(
+            &shared.fleet,
+            &shared.name,
+            Arc::clone(&target),
+            stop.clone(),
+            false,
+        );
+        let connected = connect.run(
+            || Clients::new(&shared, &target, generation),
+            Clients::cluster_id,
+            Clients::retire,
+        );
+        let Some((clients, cluster_id)) = connected else {
+            return Ended::Stopped;
+        };
+        let mut generation = Generation {
+            clients,
+            shared,
+            target,
+            number: generation,
+            stop,
+            items: Vec::with_capacity(BATCH),
+            window_limit: MAX_TEXT,
+        };
+        let ended = generation.run(&cluster_id);
+        generation.end();
+        ended
+    }
+}
+
+/// Runs a worker on its own thread.
+pub(super) fn spawn(worker: Worker, ended: oneshot::Sender<Ended>) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name("standfast-transact".to_owned())
+        .spawn(move || {
+            let _ = ended.send(worker.run());
+        })
+        .map(|_detached| ())
+}
+
+struct Generation {
+    clients: Clients,
+    shared: Arc<Shared>,
+    target: Arc<Target>,
+    number: u64,
+    stop: CancellationToken,
+    items: Vec<Item>,
+    /// Longest text of a window in the metadata of a commit; less if the broker takes less.
+    window_limit: usize,
+}
+
+impl Generation {
+    fn run(&mut self, cluster_id: &str) -> Ended {
+        // Fences older clients of the same id, and aborts what they left open.
+        if let Err(ended) = self.init() {
+            return ended;
+        }
+        if let Err(error) = self.clients.base.begin_transaction() {
+            return Ended::Broken(error.to_string());
+        }
+        let (sender, orders) = channel();
+        let link = Link {
+            generation: self.number,
+            base: Arc::clone(&self.clients.base),
+            orders: sender,
+            cluster: self.target.cluster.clone(),
+            epoch: self.target.epoch,
+            ended: self.stop.clone(),
+        };
+        if self.stop.is_cancelled() {
+            return Ended::Stopped;
+        }
+        self.shared.change(|flow| (flow.install(link), None));
+        self.report_ready(cluster_id);
+        match self.work(&orders) {
+            Err(ended) => ended,
+            Ok(()) => Ended::Stopped,
+        }
+    }
+
+    fn init(&self) -> Result<(), Ended> {
+        let mut told = false;
+        loop {
+            let error = match self.clients.base.init_transactions(SLICE) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if self.stop.is_cancelled() {
+                return Err(Ended::Stopped);
+            }
+            if !is_retriable(&error) {
+                return Err(Ended::Broken(error.to_string()));
+            }
+            if !std::mem::replace(&mut told, true) {
+                let reason = format!(
+                    "transactional id {:?} cannot be initialised: {error}",
+                    self.shared.id
+                );
+                let client = self.shared.name.clone();
+                tracing::warn!(client = client.as_str(), cluster = %self.target.cluster, reason, "trying on");
+                self.shared.fleet.emit(FleetEvent::ClientFailed {
+                    client,
+                    cluster: self.target.cluster.clone(),
+                    reason,
+                    attempt: 1,
+                });
+            }
+        }
+    }
+
+    fn report_ready(&self, cluster_id: &str) {
+        let after = self.target.since.elapsed();
+        tracing::info!(
+            client = self.shared.name.as_str(), cluster = %self.target.cluster, cluster_id, epoch = %self.target.epoch, ?after,
+            "transactional client works on the active cluster"
+        );
+        self.shared.fleet.emit(FleetEvent::ClientReady {
+            client: self.shared.name.clone(),
+            epoch: self.target.epoch,
+            cluster: self.target.cluster.clone(),
+            cluster_id: cluster_id.to_owned(),
+            after,
+        });
+    }
+
+    /// Carries out orders and reads ahead, until stopped.
+    fn work(&mut self, orders: &Receiver<Order>) -> Result<(), Ended> {
+        let mut joined = self.clients.reader.is_none();
+        let mut offsets_at = Instant::now();
+        let mut wait = SHORT;
+        let mut full_since = None;
+        let mut told = false;
+        while !self.stop.is_cancelled() {
+            match orders.recv_timeout(wait) {
+                Ok(order) => self.carry_out(order)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                // The flow has let go of this generation.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.check_producer()?;
+            if !joined && Instant::now() >= offsets_at {
+                offsets_at = Instant::now() + OFFSETS_PAUSE;
+                joined = self.may_join(&mut told)?;
+            }
+            let read = self.read(&mut full_since)?;
+            wait = match read {
+                true => Duration::ZERO,
+                false => (wait * 2).clamp(SHORT, LONG),
+            };
+        }
+        Ok(())
+    }
+
+    fn check_producer(&self) -> Result<(), Ended> {
+        match self.clients.base.client().fatal_error() {
+            None => Ok(()),
+            Some((code, reason)) => Err(self.fatal(code, &reason)),
+        }
+    }
+
+    /// The coordinator also fences a client whose transaction was open for too long: that one starts again.
+    fn fatal(&self, code: RDKafkaErrorCode, reason: &str) -> Ended {
+        use RDKafkaErrorCode as Code;
+        let is_fenced = matches!(
+            code,
+            Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch
+        );
+        let was_long = self
+            .shared
+            .flow()
+            .sent_for()
+            .is_some_and(|open| open >= self.shared.timeout);
+        match is_fenced && !was_long {
+            true => Ended::Fenced,
+            false => Ended::Broken(format!("{code}: {reason}")),
+        }
+    }
+
+    fn failed(&self, error: &KafkaError) -> Ended {
+        match self.clients.base.client().fatal_error() {
+            Some((code, reason)) => self.fatal(code, &reason),
+            None => Ended::Broken(error.to_string()),
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) -> Result<(), Ended> {
+        match order {
+            Order::Commit { serial, reply } => {
+                let outcome = self.commit(serial)?;
+                let is_committed = outcome.is_ok();
+                // Nobody waits: the commit was dropped.
+                let _ = reply.send(outcome);
+                if is_committed {
+                    self.begin()?;
+                }
+                self.shared.change(|flow| (flow.end_order(), None));
+            }
+            Order::Abort {
+                serial,
+                reason,
+                reply,
+            } => {
+                if self.shared.flow().is_at(self.number, serial) {
+                    self.abort(reason)?;
+                }
+                self.shared.change(|flow| (flow.end_order(), None));
+                if let Some(reply) = reply {
+                    let _ = reply.send(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits; an answer that leaves this generation in order, or how the generation ends.
+    fn commit(&mut self, serial: u64) -> Result<Result<(), Abort>, Ended> {
+        let (positions, ended) = {
+            let flow = self.shared.flow();
+            match flow.is_at(self.number, serial) {
+                true => (flow.positions(self.window_limit), None),
+                false => (Vec::new(), Some(flow.end_of(serial))),
+            }
+        };
+        if let Some(ended) = ended {
+            // Nobody waits if there is none.
+            return ended.map(Err).ok_or(Ended::Stopped);
+        }
+        let deadline = Instant::now() + COMMIT;
+        let committed = self.try_commit(positions, deadline);
+        let Err(error) = committed else {
+            add(&self.shared.fleet.counters.transactions_committed, 1);
+            self.shared.change(|flow| (flow.committed(), None));
+            return Ok(Ok(()));
+        };
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
+            self.window_limit /= 2;
+        }
+        if !requires_abort(&error) {
+            return Err(self.failed(&error));
+        }
+        self.abort(Reason::Kafka(error.to_string()))?;
+        let abort = self.shared.flow().end_of(serial);
+        abort.map(Err).ok_or(Ended::Stopped)
+    }
+
+    fn try_commit(
+        &self,
+        positions: Vec<(super::flow::Key, i64, String)>,
+        deadline: Instant,
+    ) -> Result<(), KafkaError> {
+        let base = &self.clients.base;
+        while !ffi::flush(base.client(), SLICE) && self.may_go_on(deadline) {}
+        if self.stop.is_cancelled() {
+            return Err(KafkaError::Canceled);
+        }
+        if let (Some(reader), false) = (&self.clients.reader, positions.is_empty()) {
+            let epoch = self.shared.flow().epoch().unwrap_or(self.target.epoch);
+            let mut offsets = TopicPartitionList::with_capacity(positions.len());
+            for ((topic, number), offset, seen) in positions {
+                let mut entry = offsets.add_partition(&topic, number);
+                entry.set_offset(Offset::Offset(offset))?;
+                entry.set_metadata(label(epoch, &seen));
+            }
+            // With the member's generation (KIP-447): a member that has lost its partitions commits nothing.
+            let group = reader
+                .group_metadata()
+                .ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownGroup))?;
+            self.repeat(deadline, || {
+                base.send_offsets_to_transaction(&offsets, &group, SLICE)
+            })?;
+        }
+        self.repeat(deadline, || base.commit_transaction(SLICE))
+    }
+
+    /// Calls again as long as librdkafka says that it may.
+    fn repeat(
+        &self,
+        deadline: Instant,
+        call: impl Fn() -> Result<(), KafkaError>,
+    ) -> Result<(), KafkaError> {
+        loop {
+            match call() {
+                Err(error) if is_retriable(&error) && self.may_go_on(deadline) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn may_go_on(&self, deadline: Instant) -> bool {
+        !self.stop.is_cancelled() && Instant::now() < deadline
+    }
+
+    /// Aborts the transaction, begins the next, and reads on from what is committed.
+    fn abort(&mut self, reason: Reason) -> Result<(), Ended> {
+        self.shared.change(|flow| ((), flow.abort(reason, false)));
+        let deadline = Instant::now() + ABORT;
+        let base = &self.clients.base;
+        ffi::flush(base.client(), LAST_RECORDS);
+        let aborted = self.repeat(deadline, || base.abort_transaction(SLICE));
+        aborted.map_err(|error| self.failed(&error))?;
+        self.begin()?;
+        if let Some(reader) = &self.clients.reader {
+            reader.context().state().rewind(reader);
+        }
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<(), Ended> {
+        let begun = self.clients.base.begin_transaction();
+        begun.map_err(|error| self.failed(&error))
+    }
+
+    /// Joins the group, unless it has no offset on this cluster at all and none may be made up: offsets can only be
+    /// synchronised into a group without members.
+    fn may_join(&self, told: &mut bool) -> Result<bool, Ended> {
+        let Some(reader) = &self.clients.reader else {
+            return Ok(true);
+        };
+        let topics: Vec<&str> = self.shared.topics.iter().map(String::as_str).collect();
+        let must_wait = self.shared.policy == crate::consumer::MissingOffset::Error;
+        if must_wait && !has_any_offset(reader, &topics).unwrap_or(false) {
+            if !std::mem::replace(told, true) {
+                tracing::warn!(
+                    client = self.shared.name.as_str(), cluster = %self.target.cluster, group = self.shared.group,
+                    "the group has no committed offset on this cluster; it is joined when its offsets have arrived, or choose \
+                     on_missing_offset(Earliest or Latest)"
+                );
+            }
+            return Ok(false);
+        }
+        reader
+            .subscribe(&topics)
+            .map_err(|error| Ended::Broken(error.to_string()))?;
+        Ok(true)
+    }
+
+    /// Reads ahead; whether there was something to read.
+    fn read(&mut self, full_since: &mut Option<Instant>) -> Result<bool, Ended> {
+        let Some(reader) = &self.clients.reader else {
+            return Ok(false);
+        };
+        let (has_room, half_empty) = {
+            let flow = self.shared.flow();
+            (flow.has_room(), flow.is_half_empty())
+        };
+        if half_empty && full_since.take().is_some() {
+            reader.context().state().set_paused(reader, false);
+        }
+        if !has_room && full_since.get_or_insert_with(Instant::now).elapsed() < PAUSE_AFTER {
+            return Ok(false);
+        }
+        if !has_room {
+            reader.context().state().set_paused(reader, true);
+        }
+        let mut any = false;
+        let mut version = reader.context().state().version;
+        while self.items.len() < BATCH {
+            let polled = reader.poll(Duration::ZERO);
+            let now = reader.context().state().version;
+            if std::mem::replace(&mut version, now) != now {
+                // Positions are new: what was read before would leave a gap.
+                self.items.clear();
+            }
+            match polled {
+                None => break,
+                Some(Ok(message)) => {
+                    any = true;
+                    let context = reader.context();
+                    let mut state = context.state();
+                    let Some(partition) =
+                        state.read(message.topic(), message.partition(), message.offset())
+                    else {
+                        add(&self.shared.fleet.counters.records_discarded, 1);
+                        continue;
+                    };
+                    self.items.push(if is_link_filler(&message) {
+                        Item::Filler {
+                            key: (Arc::clone(&partition.topic), partition.number),
+                            offset: message.offset(),
+                        }
+                    } else {
+                        Item::Record(Message::copy(&message, partition, &context.source, false))
+                    });
+                }
+                Some(Err(error)) => {
+                    let failure = self.read_failed(reader, error)?;
+                    self.items.extend(failure.map(Item::Failure));
+                }
+            }
+        }
+        if !self.items.is_empty() {
+            let (items, number) = (&mut self.items, self.number);
+            self.shared.change(|flow| match flow.is_present(number) {
+                true => (flow.push(items), None),
+                false => (items.clear(), None),
+            });
+        }
+        let mut state = reader.context().state();
+        state.retry_held(reader);
+        match state.broken.take() {
+            Some(reason) => Err(Ended::Broken(reason)),
+            None => {
+                drop(state);
+                self.apply_new_login();
+                Ok(any)
+            }
+        }
+    }
+
+    fn read_failed(&self, reader: &Reader, error: KafkaError) -> Result<Option<Error>, Ended> {
+        use RDKafkaErrorCode as Code;
+        if let KafkaError::MessageConsumptionFatal(code) = error {
+            return Err(Ended::Broken(code.to_string()));
+        }
+        match error.rdkafka_error_code() {
+            Some(Code::Fatal) => Err(Ended::Broken(error.to_string())),
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
+                let context: &InputContext = reader.context();
+                let mut state = context.state();
+                state.abort(context, Reason::Kafka(error.to_string()), ABORT);
+                state.check_positions(reader);
+                Ok(None)
+            }
+            Some(
+                Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::InvalidTopic
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::InvalidGroupId
+                | Code::InconsistentGroupProtocol,
+            ) => Ok(Some(Error::Consume {
+                group: self.shared.group.clone(),
+                cluster: self.target.cluster.clone(),
+                reason: Box::new(error),
+            })),
+            // Lost connections and the like: librdkafka tries again, `error()` has logged it.
+            _ => Ok(None),
+        }
+    }
+
+    fn apply_new_login(&self) {
+        // A new password is used at the next authentication; the driver makes new clients for all other changes.
+        let target = self.shared.fleet.targets.borrow().clone();
+        let Some(target) = target.filter(|target| target.same_client(&self.target)) else {
+            return;
+        };
+        self.clients.follow_login(&target);
+    }
+
+    /// Aborts what is open, without anybody waiting for it, and takes the clients down.
+    fn end(self) {
+        // On a cluster that lives the records would hold up its readers until the transaction times out.
+        ffi::flush(self.clients.base.client(), LAST_RECORDS);
+        let _ = self.clients.base.abort_transaction(LAST_ABORT);
+        self.clients.retire();
+    }
+}
+
+fn has_any_offset(reader: &Reader, topics: &[&str]) -> Result<bool, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for topic in topics {
+        let metadata = reader.fetch_metadata(Some(topic), ASK)?;
+        for partition in metadata
+            .topics()
+            .iter()
+            .flat_map(|found| found.partitions())
+        {
+            list.add_partition(topic, partition.id());
+        }
+    }
+    if list.count() == 0 {
+        return Ok(true);
+    }
+    let offsets = ffi::committed_offsets(&reader.committed_offsets(list, ASK)?);
+    Ok(offsets.iter().any(|entry| entry.offset.is_some()))
+}
+
+fn is_retriable(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::Transaction(error) => error.is_retriable(),
+        // `commit_transaction` of rust-rdkafka flushes by itself.
+        KafkaError::Flush(_) => true,
+        _ => false,
+    }
+}
+
+fn requires_abort(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::Transaction(error) => error.txn_requires_abort() && !error.is_fatal(),
+        KafkaError::ConsumerCommit(_) => true,
+        _ => false,
+    }
+}
