@@ -232,7 +232,8 @@ fn alive(id: &str) -> bool {
 fn with_password(bootstrap: &str, secret: &str) -> ClusterEntry {
     ClusterEntry {
         security_protocol: SecurityProtocol::SaslPlaintext,
-        sasl_mechanism: Some("PLAIN".to_owned()),
+        // Rendered in upper case, as the clients want it.
+        sasl_mechanism: Some("plain".to_owned()),
         secret: Some(secret.to_owned()),
         ..ClusterEntry::new(bootstrap)
     }

@@ -1,4 +1,4 @@
-//! Small applications on the wrapper: `order-producer` and `order-consumer`. What they share is the command line.
+//! Small applications on the wrapper: `order-producer`, `order-consumer` and `order-service`. What they share is the command line.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;

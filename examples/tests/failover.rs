@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use standfast::discovery::{
@@ -25,9 +26,14 @@ struct App {
 
 impl App {
     fn start(program: &str, discovery: &Path) -> Self {
+        Self::start_with(program, discovery, &[])
+    }
+
+    fn start_with(program: &str, discovery: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(program)
             .args(["--fleet", "payments", "--discovery-dir"])
             .arg(discovery)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,12 +102,34 @@ fn mirror(cluster: &KafkaCluster) {
     assert_eq!(cluster.log_end_offsets("orders").expect("log ends"), [5]);
 }
 
+/// Waits until `/metrics` has a line.
+fn scraped(address: &str, line: &str) {
+    use std::io::Read as _;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut stream = TcpStream::connect(address).expect("connect");
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )
+        .expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        if answer.lines().any(|found| found == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no line {line}: {answer}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_applications_run_on_through_a_failover() {
     let start = |name: &'static str| {
         std::thread::spawn(move || {
             let cluster = KafkaCluster::start(name).expect("cluster");
             cluster.create_topic("orders", 1, &[]).expect("topic");
+            cluster.create_topic("invoices", 1, &[]).expect("topic");
             cluster
         })
     };
@@ -124,6 +152,19 @@ async fn the_applications_run_on_through_a_failover() {
     let mut producer = App::start(env!("CARGO_BIN_EXE_order-producer"), dir.path());
     let consumer = App::start(env!("CARGO_BIN_EXE_order-consumer"), dir.path());
     let plain = App::start(env!("CARGO_BIN_EXE_plain-consumer"), dir.path());
+    let listen = ["--listen", "127.0.0.1:0"];
+    let service = App::start_with(env!("CARGO_BIN_EXE_order-service"), dir.path(), &listen);
+    let (mut address, mut rehearsed) = (None, None);
+    while address.is_none() || rehearsed.is_none() {
+        let line = service.line();
+        address = address.or(line["listening"].as_str().map(str::to_owned));
+        rehearsed = rehearsed.or(line["standby"].as_str().map(|_| line.clone()));
+    }
+    let (address, rehearsed) = (address.unwrap(), rehearsed.unwrap());
+    assert_eq!(
+        rehearsed,
+        serde_json::json!({ "standby": "east", "usable": true })
+    );
     producer.command("produce 1 5");
     for order in 1..=5 {
         assert_eq!(producer.line()["order"], order);
@@ -133,6 +174,10 @@ async fn the_applications_run_on_through_a_failover() {
 
     // The agent's part: mirror the records, write down how far the mirror came, flip.
     mirror(&east);
+    scraped(
+        &address,
+        "standfast_client_records_acknowledged_total{fleet=\"payments\"} 5",
+    );
     west.kill();
     producer.command("produce 6 10");
     let stored = discovery.read(&fleet).await.expect("read").expect("record");
@@ -171,6 +216,20 @@ async fn the_applications_run_on_through_a_failover() {
         assert_eq!(received["order"], order.to_string());
         assert_eq!(received["cluster"], "east");
     }
+    // An invoice for each order: the first five were acknowledged by west alone, and were sent again.
+    scraped(
+        &address,
+        "standfast_client_records_acknowledged_total{fleet=\"payments\"} 10",
+    );
+    for line in [
+        "standfast_client_flips_total{fleet=\"payments\"} 1",
+        "standfast_client_records_replayed_total{fleet=\"payments\"} 5",
+        "standfast_client_rehearsals_passed_total{fleet=\"payments\"} 1",
+        "standfast_client_cluster_active{fleet=\"payments\",cluster=\"east\"} 1",
+    ] {
+        scraped(&address, line);
+    }
+    assert_eq!(east.log_end_offsets("invoices").expect("log ends"), [10]);
     producer.command("nonsense");
     producer.stdin = None;
     assert!(

@@ -14,6 +14,8 @@ use standfast_secrets::{SecretsOptions, VaultAuth, VaultOptions};
 
 use crate::logging::LogFormat;
 
+/// How long to wait for the record and the credentials, as the wrapper does.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -86,9 +88,9 @@ pub(crate) struct ExecArgs {
     /// How long the program may take to end after SIGTERM.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "30s", value_name = "DURATION")]
     kill_timeout: Duration,
-    /// How long to wait for the fleet record and the credentials at the start.
-    #[arg(long, env = "STANDFAST_CONNECT_TIMEOUT", value_parser = humantime::parse_duration, default_value = "30s", value_name = "DURATION")]
-    connect_timeout: Duration,
+    /// How long to wait for the fleet record and the credentials at the start [default: the file's connect_timeout, or 30s].
+    #[arg(long, env = "STANDFAST_CONNECT_TIMEOUT", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    connect_timeout: Option<Duration>,
     /// How this command's own log lines look on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,
@@ -149,8 +151,7 @@ pub(super) struct Settings {
 struct ConfigFile {
     discovery: Option<DiscoveryOptions>,
     secrets: Option<SecretsOptions>,
-    #[serde(rename = "connect_timeout")]
-    _connect_timeout: Option<IgnoredAny>,
+    connect_timeout: Option<String>,
     #[serde(rename = "warm_standbys")]
     _warm_standbys: Option<IgnoredAny>,
     #[serde(rename = "lease")]
@@ -187,6 +188,14 @@ impl Settings {
             ),
             Some(signal) => OnChange::Signal(signal),
         };
+        let of_file = file.connect_timeout.as_deref().map(|text| {
+            humantime::parse_duration(text)
+                .with_context(|| format!("connect_timeout = {text:?}; write for example \"30s\""))
+        });
+        let connect_timeout = match args.connect_timeout {
+            Some(given) => given,
+            None => of_file.transpose()?.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        };
         let discovery = discovery(&args, file.discovery);
         let secrets = secrets(&args, file.secrets);
         let mut command = args.command.into_iter();
@@ -202,7 +211,7 @@ impl Settings {
             on_change,
             on_fence: args.on_fence,
             kill_timeout: args.kill_timeout,
-            connect_timeout: args.connect_timeout,
+            connect_timeout,
             program,
             arguments: command.collect(),
         })
@@ -292,6 +301,7 @@ mod tests {
         assert_eq!(found.program, "cat");
         assert_eq!(found.arguments, ["-b", "--x"]);
         assert_eq!(found.on_change, OnChange::Restart);
+        assert_eq!(found.connect_timeout, DEFAULT_CONNECT_TIMEOUT);
         assert!(matches!(found.discovery, DiscoveryOptions::Consul(_)));
     }
 
@@ -317,14 +327,22 @@ mod tests {
             found.expect("settings").discovery,
             DiscoveryOptions::file("/d")
         );
-        let every_key_of_the_wrapper = "connect_timeout = \"30s\"\nwarm_standbys = true\nlease = \"30s\"\n\
+        let every_key_of_the_wrapper = "connect_timeout = \"7s\"\nwarm_standbys = true\nlease = \"30s\"\n\
             credential_cache = \"/c.toml\"\n[discovery]\nbackend = \"file\"\npath = \"/w\"\n";
         std::fs::write(&path, every_key_of_the_wrapper).expect("write");
         let found = settings(&["exec", "--fleet", "f", "-c", &path, "--", "cat"]);
+        let found = found.expect("settings");
+        assert_eq!(found.discovery, DiscoveryOptions::file("/w"));
+        assert_eq!(found.connect_timeout, Duration::from_secs(7));
+        let line = ["exec", "--fleet", "f", "-c", &path];
+        let found = settings(&[&line[..], &["--connect-timeout", "9s", "--", "cat"]].concat());
         assert_eq!(
-            found.expect("settings").discovery,
-            DiscoveryOptions::file("/w")
+            found.expect("settings").connect_timeout,
+            Duration::from_secs(9)
         );
+        std::fs::write(&path, "connect_timeout = \"soon\"\n").expect("write");
+        let refused = settings(&[&line[..], &["--", "cat"]].concat()).expect_err("refused");
+        assert!(refused.contains("soon"), "{refused}");
         std::fs::write(&path, "[discvery]\nbackend = \"file\"\n").expect("write");
         let refused = settings(&["exec", "--fleet", "f", "-c", &path, "--", "cat"]);
         let refused = refused.expect_err("refused");

@@ -1,21 +1,43 @@
-//! The fleet record: which Kafka cluster of a fleet is active, read, watched and changed by compare-and-set, on Consul
-//! or in a folder.
+#![doc = include_str!("../README.md")]
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), standfast_discovery::Error> {
-//! use standfast_discovery::{Discovery, DiscoveryOptions, FleetName};
+//! # A flip, watched
 //!
-//! let discovery = Discovery::new(DiscoveryOptions::consul(["http://127.0.0.1:8500"]))?;
-//! let (watch, mut handle) = discovery.watch(FleetName::new("payments")?);
-//! let shutdown = tokio_util::sync::CancellationToken::new();
-//! tokio::spawn(watch.run(shutdown.clone()));
-//! let view = handle.wait_for(|view| view.record.is_some()).await?;
-//! # Ok(()) }
+//! It runs: the backend is a folder.
+//!
 //! ```
+//! use std::collections::BTreeMap;
+//! use standfast_discovery::{CasOutcome, ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetName, FleetRecord, FleetState};
+//! use tokio_util::sync::CancellationToken;
 //!
-//! A watch adopts the highest epoch that it has ever seen, from any of its backends, and never goes back. When the
-//! backend is gone it keeps the last view and says so ([`ViewSource::Stale`]).
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let folder = tempfile::tempdir()?;
+//!     let discovery = Discovery::new(DiscoveryOptions::file(folder.path()))?;
+//!     let (payments, west, east) = (FleetName::new("payments")?, ClusterName::new("west")?, ClusterName::new("east")?);
+//!     let clusters = BTreeMap::from([
+//!         (west.clone(), ClusterEntry::new("k1.west:9092")),
+//!         (east.clone(), ClusterEntry::new("k1.east:9092")),
+//!     ]);
+//!     let first = FleetRecord::first(west, clusters, "a new fleet");
+//!     let CasOutcome::Set(version) = discovery.compare_and_set(&payments, None, &first).await? else {
+//!         panic!("somebody else was faster");
+//!     };
+//!
+//!     let (watch, mut fleet) = discovery.watch(payments.clone());
+//!     tokio::spawn(watch.run(CancellationToken::new()));
+//!     let view = fleet.wait_for(|view| view.record.is_some()).await?;
+//!     assert_eq!(view.record.unwrap().active_cluster().unwrap().bootstrap, "k1.west:9092");
+//!
+//!     let flipped = first.next(east.clone(), FleetState::Active, "west is lost");
+//!     discovery.compare_and_set(&payments, Some(&version), &flipped).await?;
+//!     let is_east = |record: &FleetRecord| record.active == east;
+//!     let view = fleet.wait_for(|view| view.record.as_deref().is_some_and(is_east)).await?;
+//!     assert_eq!(view.record.unwrap().active_cluster().unwrap().bootstrap, "k1.east:9092");
+//!     Ok(())
+//! }
+//! ```
 #![forbid(unsafe_code)]
+#![warn(rustdoc::broken_intra_doc_links)]
 
 mod announce;
 mod atomic_file;

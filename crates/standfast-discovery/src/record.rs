@@ -77,8 +77,12 @@ pub struct ClusterEntry {
     /// Kafka's `security.protocol`.
     #[serde(default, skip_serializing_if = "SecurityProtocol::is_default")]
     pub security_protocol: SecurityProtocol,
-    /// Kafka's `sasl.mechanism`, for example `SCRAM-SHA-512`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Kafka's `sasl.mechanism`, for example `SCRAM-SHA-512`. Read in any case and kept in upper case, as clients want it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "upper_case"
+    )]
     pub sasl_mechanism: Option<String>,
     /// Fields of a newer version: kept when the record is written again.
     #[serde(flatten)]
@@ -276,6 +280,13 @@ impl RecordError {
     }
 }
 
+fn upper_case<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.map(|text| text.trim().to_ascii_uppercase()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,6 +297,17 @@ mod tests {
         "clusters": {"east": {"bootstrap": "k1.east:9092,k2.east:9092", "cluster_id": "abc", "secret": "kafka/east",
                               "security_protocol": "SASL_SSL"},
                      "west": {"bootstrap": "k1.west:9092"}}}"#;
+
+    #[test]
+    fn a_mechanism_is_kept_in_upper_case() {
+        let text = DESIGN.replace(
+            "\"cluster_id\": \"abc\"",
+            "\"cluster_id\": \"abc\", \"sasl_mechanism\": \" scram-sha-512\"",
+        );
+        let record = FleetRecord::parse(text.as_bytes()).expect("record");
+        let east = record.active_cluster().expect("east");
+        assert_eq!(east.sasl_mechanism.as_deref(), Some("SCRAM-SHA-512"));
+    }
 
     #[test]
     fn reads_the_record_of_the_design() {

@@ -42,7 +42,9 @@ pub const MIN_LEASE: Duration = Duration::from_secs(3);
 /// use std::collections::BTreeMap;
 ///
 /// use rdkafka::mocking::MockCluster;
-/// use standfast::discovery::{ClusterEntry, ClusterName, Discovery, DiscoveryOptions, Epoch, FleetName, FleetRecord};
+/// use standfast::discovery::{
+///     ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetName, FleetRecord, FleetState,
+/// };
 /// use standfast::{Fleet, FleetEvent, MissingOffset, Record};
 ///
 /// #[tokio::main]
@@ -72,7 +74,7 @@ pub const MIN_LEASE: Duration = Duration::from_secs(3);
 ///     // West is lost: in earnest `standfast failover`.
 ///     let mut events = fleet.events();
 ///     let stored = discovery.read(&payments).await?.expect("the record");
-///     let flipped = FleetRecord { epoch: Epoch(2), active: east.clone(), ..stored.value };
+///     let flipped = stored.value.next(east.clone(), FleetState::Active, "west is lost");
 ///     discovery.compare_and_set(&payments, Some(&stored.version), &flipped).await?;
 ///     drop(at_west);
 ///     loop {

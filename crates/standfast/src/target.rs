@@ -43,10 +43,9 @@ impl Target {
             .credentials
             .as_ref()
             .and_then(|c| c.sasl_mechanism.as_deref());
-        self.entry
-            .sasl_mechanism
-            .as_deref()
-            .or(of_secret)
+        // The secret first, as the agent does: a new version of it can change the mechanism together with the password.
+        of_secret
+            .or(self.entry.sasl_mechanism.as_deref())
             .unwrap_or(DEFAULT_MECHANISM)
     }
 
