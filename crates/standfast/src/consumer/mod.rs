@@ -85,7 +85,7 @@ impl FailoverConsumer {
     /// The next record; `None` once the consumer is closed. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Consume`] for what the application can do something about, such as a missing topic. The consumer goes
+    /// [`Error::Consume`](crate::Error::Consume) for what the application can do something about, such as a missing topic. The consumer goes
     /// on: call it again.
     pub async fn next(&mut self) -> Option<Result<Message>> {
         poll_fn(|cx| self.poll_message(cx)).await
