@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod acls;
+mod beginning;
 mod budget;
 mod calls;
 mod classify;

@@ -175,6 +175,10 @@ impl Lifecycle {
             for topic in topics {
                 let entry = state.topics.entry(topic.to_owned()).or_default();
                 changed |= entry.restore.as_ref() != Some(restore);
+                if entry.restore.is_none() {
+                    // The log is to begin elsewhere.
+                    changed |= !std::mem::take(&mut entry.start_offsets).is_empty();
+                }
                 entry.restore = Some(restore.clone());
                 if std::mem::replace(&mut entry.state, Wanted::Active) != Wanted::Active {
                     (entry.changed, changed) = (at, true);
@@ -300,6 +304,25 @@ impl Lifecycle {
                 .or_default()
                 .start_offsets = offsets;
             true
+        });
+    }
+
+    /// Remembers where one partition begins.
+    pub(crate) fn set_start_offset(&self, topic: &str, partition: i32, offset: i64) {
+        let Ok(index) = usize::try_from(partition) else {
+            return;
+        };
+        self.change(|state| {
+            let offsets = &mut state
+                .topics
+                .entry(topic.to_owned())
+                .or_default()
+                .start_offsets;
+            if offsets.len() <= index {
+                offsets.resize(index + 1, 0);
+            }
+            let before = std::mem::replace(&mut offsets[index], offset);
+            before != offset
         });
     }
 

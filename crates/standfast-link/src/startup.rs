@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::beginning;
 use crate::calls::{self, LogRange};
 use crate::compare;
 use crate::description::MirrorTopicError;
@@ -91,6 +92,7 @@ pub(crate) async fn run(request: &Request) -> Result<Started, Refusal> {
         )));
     }
     let (source_log, destination_log) = settle(request, producer_id).await?;
+    let destination_log = beginning::find_again(request, source_log, destination_log).await?;
     let one_of_few = if destination_log.end == 0 && source_log.start == 0 {
         // Nothing to read.
         None
@@ -185,7 +187,8 @@ fn chosen(request: &Request, source_log: LogRange, first: i64) -> i64 {
     decided(request).map_or(first, |offset| offset.min(source_log.end).max(first))
 }
 
-fn decided(request: &Request) -> Option<i64> {
+/// Where the mirror was decided to begin.
+pub(crate) fn decided(request: &Request) -> Option<i64> {
     let (id, lifecycle) = (&request.id, &request.context.options.lifecycle);
     lifecycle.start_offset(&id.topic, id.partition)
 }

@@ -2,9 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use standfast_link::{LinkState, MirrorStatus, PartitionState};
+use standfast_link::{
+    LinkState, MirrorStatus, PartitionState, RestoreExport, RestoreMode, RestoreOptions,
+};
+use standfast_wire::TopicPartition;
 use support::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,5 +181,72 @@ async fn a_wrong_cluster_id_fails_the_link() {
                     .is_some_and(|e| e.contains("another-cluster"))
         })
         .await;
+    running.end().await;
+}
+
+/// A broker writes down once a minute where a log begins; killed before that, it begins where it did before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_begins_where_its_mirror_does_also_when_all_brokers_were_killed() {
+    let (source, mut destination) =
+        tokio::task::spawn_blocking(|| (kafka("source"), kafka("destination")))
+            .await
+            .unwrap();
+    let topics = ["seeded", "cut"];
+    for topic in topics {
+        source.create_topic(topic, 1, &[]).unwrap();
+    }
+    let (from, to) = (connect(&source).await, connect(&destination).await);
+    append_some(&from, "seeded", 0, 10).await;
+    let [(_, deleted)] = &from
+        .delete_records(&[(TopicPartition::new("seeded", 0), 50)])
+        .await[..]
+    else {
+        panic!("one answer");
+    };
+    deleted.as_ref().unwrap();
+    append_some(&from, "cut", 0, 5).await;
+    let running = Running::start(link_options("beginning", &source, &destination, &topics));
+    for topic in topics {
+        running.wait_caught_up(&from, topic).await;
+    }
+    // What only the mirror holds is cut off with all in front of it.
+    append_some(&to, "cut", 0, 3).await;
+    append_some(&from, "cut", 0, 10).await;
+    running
+        .wait("the mirror has failed", |link| {
+            link.mirrors[1].mirror_status == MirrorStatus::Failed
+        })
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let options = RestoreOptions {
+        mode: RestoreMode::Fast,
+        export: RestoreExport::Folder(folder.path().to_owned()),
+        hints: BTreeMap::new(),
+        dry_run: false,
+    };
+    let restored = running.handle.restore(&["cut"], &options).await;
+    assert_eq!(restored[0].change.error_code, None, "{restored:?}");
+    for topic in topics {
+        running.wait_caught_up(&from, topic).await;
+    }
+    let starts = [
+        log_starts(&to, "seeded").await,
+        log_starts(&to, "cut").await,
+    ];
+    assert!(starts[0] == [50] && starts[1][0] > 50, "{starts:?}");
+
+    destination.kill();
+    destination.restart().unwrap();
+    wait_for("the logs begin there again", || async {
+        [
+            log_starts(&to, "seeded").await,
+            log_starts(&to, "cut").await,
+        ] == starts
+    })
+    .await;
+    for topic in topics {
+        append_some(&from, topic, 0, 1).await;
+        running.wait_caught_up(&from, topic).await;
+    }
     running.end().await;
 }

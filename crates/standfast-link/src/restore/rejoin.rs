@@ -58,5 +58,8 @@ pub(crate) async fn position(
         None => transactions::plain_numbering(request, log.end, producer_id).await?,
     };
     seed::run(request, log.end, target, producer_id, numbering).await?;
+    // The brokers may forget it: see `beginning`.
+    let lifecycle = &request.context.options.lifecycle;
+    lifecycle.set_start_offset(&request.id.topic, request.id.partition, target);
     Ok(Some(target))
 }
