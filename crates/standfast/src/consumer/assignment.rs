@@ -170,6 +170,7 @@ impl Assignment {
                 partition: running.partition,
                 from: shared.epoch(),
                 same_cluster: true,
+                outdated: false,
                 handed_over: false,
             };
             self.lost.insert(key.clone(), carried);
@@ -283,6 +284,7 @@ impl Assignment {
                     partition: running.partition,
                     from: epoch,
                     same_cluster: true,
+                    outdated: false,
                     handed_over: false,
                 };
                 self.held.insert(key, Held::to_verify(carried));
@@ -402,12 +404,14 @@ impl Assignment {
                 return Vec::new();
             }
         };
+        let moved = context.shared.has_just_moved();
         let mut started = Vec::new();
         for (key, mut held) in std::mem::take(&mut self.held) {
             let known = committed.remove(&key);
             let at = known.as_ref().map(|(committed, _)| *committed);
             let bound = |from| target.handoffs.bound(&key.0, key.1, from);
-            if held.carried.is_none() && handover::is_awaited(at, held.since, bound) {
+            let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
+            if !knows && handover::is_awaited(at, held.since, moved, bound) {
                 self.retry_at = Some(Instant::now() + HANDOVER_RETRY);
                 self.held.insert(key, held);
                 continue;

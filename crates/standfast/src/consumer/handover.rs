@@ -19,20 +19,32 @@ use crate::target::{Bound, Target};
 /// How long the new owner waits for the old one's position: a rebalance brings all members the news at about the same time.
 const GRACE: Duration = Duration::from_millis(1_500);
 
+/// The same for a member that has just moved and knows that another one read the partition until then: that one may still be
+/// on its way. Only if it died with the cluster is this waited for nothing.
+const MOVED_GRACE: Duration = Duration::from_secs(5);
+
+/// So long after a move the group is not taken for settled.
+pub(super) const SETTLES: Duration = Duration::from_secs(30);
+
 /// One question to the coordinator.
 const ASK: Duration = Duration::from_secs(3);
 
 /// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition
-/// was assigned.
+/// was assigned. `moved`: this consumer came here from another cluster a moment ago.
 pub(super) fn is_awaited(
     committed: Option<Committed>,
     since: Instant,
+    moved: bool,
     bound: impl Fn(standfast_discovery::Epoch) -> Bound,
 ) -> bool {
-    let is_stale = committed
-        .and_then(|committed| committed.epoch)
-        .is_some_and(|epoch| bound(epoch) != Bound::Unknown);
-    is_stale && since.elapsed() < GRACE
+    let is_stale = match committed {
+        // The group's offsets have not been carried over yet.
+        None => moved,
+        Some(committed) => committed
+            .epoch
+            .is_some_and(|epoch| bound(epoch) != Bound::Unknown),
+    };
+    is_stale && since.elapsed() < if moved { MOVED_GRACE } else { GRACE }
 }
 
 /// Commits the positions of partitions that this member read on the previous cluster and was not assigned here.
@@ -131,6 +143,7 @@ mod tests {
             partition,
             from: Epoch(4),
             same_cluster: false,
+            outdated: false,
             handed_over: false,
         }
     }
@@ -171,10 +184,19 @@ mod tests {
                 }
             }
         };
-        assert!(is_awaited(committed(3, 4), now, flipped_after(5)));
-        assert!(!is_awaited(committed(3, 5), now, flipped_after(5)));
-        assert!(!is_awaited(None, now, flipped_after(5)));
-        let long_ago = now.checked_sub(GRACE * 2).expect("uptime");
-        assert!(!is_awaited(committed(3, 4), long_ago, flipped_after(5)));
+        let ago = |time: Duration| now.checked_sub(time).expect("uptime");
+        for (committed, since, moved, awaited) in [
+            (committed(3, 4), now, false, true),
+            (committed(3, 5), now, false, false),
+            (committed(3, 5), now, true, false),
+            (None, now, false, false),
+            (None, now, true, true),
+            (committed(3, 4), ago(GRACE * 2), false, false),
+            (committed(3, 4), ago(GRACE * 2), true, true),
+            (None, ago(MOVED_GRACE * 2), true, false),
+        ] {
+            let found = is_awaited(committed, since, moved, flipped_after(5));
+            assert_eq!(found, awaited, "{committed:?} {moved}");
+        }
     }
 }

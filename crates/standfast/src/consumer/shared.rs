@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::oneshot;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Key;
 use super::handle::SeekTo;
+use super::handover::SETTLES;
 use super::mailbox::Mailbox;
 use super::partition::Partition;
 use super::rebalance::{Change, Listener};
@@ -59,6 +60,8 @@ pub(super) struct Table {
     pub(super) cluster: Option<ClusterName>,
     pub(super) cluster_id: Option<String>,
     pub(super) epoch: Epoch,
+    /// When this consumer last came from another cluster.
+    pub(super) moved: Option<Instant>,
     /// Partitions that are read.
     pub(super) owned: HashMap<Key, Arc<Partition>>,
     /// Partitions that were read on the previous cluster and have not been assigned since.
@@ -104,6 +107,7 @@ impl ConsumerShared {
         let from = table.epoch;
         for carried in table.carried.values_mut() {
             carried.same_cluster &= same_cluster;
+            carried.outdated |= !same_cluster;
             carried.handed_over = false;
         }
         let owned = std::mem::take(&mut table.owned);
@@ -113,9 +117,13 @@ impl ConsumerShared {
                 partition,
                 from,
                 same_cluster,
+                outdated: false,
                 handed_over: false,
             };
             table.carried.insert(key, carried);
+        }
+        if !same_cluster && table.cluster_id.is_some() {
+            table.moved = Some(Instant::now());
         }
         table.generation = generation;
         table.cluster = Some(target.cluster.clone());
@@ -146,12 +154,19 @@ impl ConsumerShared {
             return Vec::new();
         }
         let left = table.carried.iter_mut();
-        left.filter(|(_, carried)| !carried.same_cluster && !carried.handed_over)
+        let is_ours = |c: &Carried| !c.same_cluster && !c.outdated && !c.handed_over;
+        left.filter(|(_, carried)| is_ours(carried))
             .map(|(key, carried)| {
                 carried.handed_over = true;
                 (key.clone(), carried.clone())
             })
             .collect()
+    }
+
+    /// Whether this consumer came from another cluster so short a time ago that other members may still be on their way.
+    pub(super) fn has_just_moved(&self) -> bool {
+        let moved = self.table().moved;
+        moved.is_some_and(|moved| moved.elapsed() < SETTLES)
     }
 
     pub(super) fn put_back(&self, generation: u64, key: Key, carried: Carried) {

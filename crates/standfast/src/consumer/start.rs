@@ -37,6 +37,8 @@ pub(crate) struct Carried {
     pub(crate) from: Epoch,
     /// The present cluster is the same: a rebuilt client, other addresses.
     pub(crate) same_cluster: bool,
+    /// Another member has read it since: this consumer was not assigned it on the cluster in between.
+    pub(crate) outdated: bool,
     /// Its position was told to the group on this cluster.
     pub(crate) handed_over: bool,
 }
