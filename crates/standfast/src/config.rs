@@ -46,6 +46,21 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// backend = "file"
 /// path = "/etc/standfast/secrets.toml"
 /// ```
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use standfast::FleetOptions;
+///
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("standfast.toml");
+/// std::fs::write(&file, "lease = \"30s\"\n[discovery]\nbackend = \"consul\"\naddresses = [\"http://127.0.0.1:8500\"]\n")?;
+/// let options = FleetOptions::from_file(&file)?; // or from_env()
+/// assert_eq!(options.lease, Some(Duration::from_secs(30)));
+/// let builder = options.builder("payments").warm_standbys(false); // whatever is set here wins
+/// # drop(builder);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

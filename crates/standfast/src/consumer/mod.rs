@@ -73,6 +73,30 @@ type Key = (String, i32);
 ///
 /// Dropping it commits what was acknowledged (but see [`manual_commit`](ConsumerBuilder::manual_commit)) and leaves the group, in the
 /// background; [`close`](Self::close) waits for it.
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/mock_fleet.rs"));
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (fleet, _servers) = mock_fleet().await?;
+/// # let producer = fleet.producer().build().await?;
+/// # producer.send(standfast::Record::to("orders").payload("1")).await?;
+/// use standfast::MissingOffset;
+///
+/// let mut consumer = fleet
+///     .consumer("billing")
+///     .on_missing_offset(MissingOffset::Earliest) // a new group has no offset yet
+///     .subscribe(&["orders"])
+///     .await?;
+/// while let Some(message) = consumer.next().await {
+///     let message = message?;
+///     println!("{}-{} at {}: {:?}", message.topic(), message.partition(), message.offset(), message.payload());
+///     consumer.ack(&message)?; // committed within a second
+/// #     break;
+/// }
+/// consumer.close().await;
+/// # assert_eq!(fleet.snapshot().records_consumed, 1);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct FailoverConsumer {
     handle: ConsumerHandle,

@@ -50,6 +50,29 @@ const BURST: usize = 64;
 /// there; without them nothing is let go before the bound is reached.
 ///
 /// While the fleet is fenced (planned switchover) sends wait.
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/mock_fleet.rs"));
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (fleet, _servers) = mock_fleet().await?;
+/// use std::time::Duration;
+/// use standfast::Record;
+///
+/// let producer = fleet.producer().property("linger.ms", "5").build().await?;
+/// let first = producer.send(Record::to("orders").key("customer-7").payload("1")).await?; // the active cluster has it
+/// assert_eq!((first.partition, first.offset), (0, 0));
+///
+/// // Many in flight: they wait for room, and their order is that of the log.
+/// let mut deliveries = Vec::new();
+/// for order in 2..=100 {
+///     deliveries.push(producer.enqueue(Record::to("orders").payload(order.to_string())).await?);
+/// }
+/// producer.flush(Duration::from_secs(30)).await?;
+/// for (delivery, offset) in deliveries.into_iter().zip(1..) {
+///     assert_eq!(delivery.await?.offset, offset);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct FailoverProducer {
     shared: Arc<ProducerShared>,
