@@ -1,4 +1,4 @@
-//! Threads and memory over many flips. In a process of its own: they are counted for the whole process.
+//! Threads, sockets and memory over many flips. In a process of its own: they are counted for the whole process.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 // Shared with the other tests; not all of it is used here.
@@ -11,15 +11,15 @@ use std::time::Duration;
 use harness::{EAST, SOON, WEST, World, clients, event, until};
 use standfast::{FleetEvent, Record};
 
-/// Twenty flips there and back: threads and memory come back to where they were.
+/// A hundred flips there and back: threads, sockets and memory come back to where they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn flips_leave_no_threads_behind() {
     const WARM_UP: usize = 4;
-    const FLIPS: usize = 20;
+    const FLIPS: usize = 100;
     let world = World::start(1).await;
     let fleet = world.connect().await;
     let (producer, mut consumer) = clients(&fleet).await;
-    let mut base = (0, 0);
+    let mut base = Usage::default();
     let mut slowest = Duration::ZERO;
     for flip in 0..WARM_UP + FLIPS {
         let to = [EAST, WEST][flip % 2];
@@ -61,20 +61,24 @@ async fn flips_leave_no_threads_behind() {
         .await;
         if flip + 1 == WARM_UP {
             settled(&fleet).await;
-            base = usage();
+            base = Usage::now();
         }
     }
     settled(&fleet).await;
-    until("threads are gone", || usage().0 <= base.0 + 2).await;
-    let (threads, rss) = usage();
+    until("threads and sockets are gone", || {
+        let now = Usage::now();
+        now.threads <= base.threads + 2 && now.descriptors <= base.descriptors + 4
+    })
+    .await;
+    let end = Usage::now();
     println!(
-        "{FLIPS} flips: threads {} -> {threads}, RSS {} -> {rss} KiB, slowest flip to first acknowledgement {slowest:?}",
-        base.0, base.1
+        "{FLIPS} flips: {base:?} -> {end:?}, slowest flip to first acknowledgement {slowest:?}"
     );
     assert!(
-        rss < base.1 + 20 * 1024,
-        "memory grew from {} to {rss} KiB",
-        base.1
+        end.rss_kib < base.rss_kib + 20 * 1024,
+        "memory grew from {} to {} KiB",
+        base.rss_kib,
+        end.rss_kib
     );
     assert_eq!(fleet.snapshot().clients_abandoned, 0);
 }
@@ -88,21 +92,28 @@ async fn settled(fleet: &standfast::Fleet) {
     .await;
 }
 
-/// Threads and resident memory (KiB) of this process.
-fn usage() -> (usize, usize) {
-    let status = std::fs::read_to_string("/proc/self/status").expect("status");
-    let field = |name: &str| {
-        let line = status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .expect("field");
-        line.split_whitespace()
-            .nth(1)
-            .expect("value")
-            .parse()
-            .expect("number")
-    };
-    (field("Threads:"), field("VmRSS:"))
+/// What this process holds.
+#[derive(Debug, Default, Clone, Copy)]
+struct Usage {
+    threads: usize,
+    descriptors: usize,
+    rss_kib: usize,
+}
+
+impl Usage {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let value = line.and_then(|line| line.split_whitespace().nth(1));
+            value.expect("field").parse().expect("number")
+        };
+        Self {
+            threads: field("Threads:"),
+            descriptors: std::fs::read_dir("/proc/self/fd").expect("fd").count(),
+            rss_kib: field("VmRSS:"),
+        }
+    }
 }
 
 /// What the connected clients of a standby cost while nothing happens. Prints it; to be run by itself:
@@ -145,10 +156,9 @@ async fn what_warm_standbys_cost() {
         let (cpu, started) = (cpu_ms(), std::time::Instant::now());
         tokio::time::sleep(IDLE).await;
         let cpu = (cpu_ms() - cpu) as f64 / started.elapsed().as_secs_f64();
-        let (threads, rss) = usage();
-        let descriptors = std::fs::read_dir("/proc/self/fd").expect("fd").count();
         println!(
-            "{PRODUCERS} idle producers, warm {warm}: {cpu:.1} ms CPU per second, {threads} threads, {rss} KiB, {descriptors} descriptors"
+            "{PRODUCERS} idle producers, warm {warm}: {cpu:.1} ms CPU per second, {:?}",
+            Usage::now()
         );
     }
 }
