@@ -19,8 +19,11 @@ use super::shared::Request;
 use crate::error::Result;
 use crate::ffi;
 
-/// Pause between two attempts to carry out a seek.
+/// Pause between two attempts to bring the client to a position. It takes no word of the cluster.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Pause between two questions where a seek leads to; records are not read during one.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 impl Assignment {
     /// Whether there was something to do.
@@ -85,7 +88,7 @@ impl Assignment {
                         reason,
                         "a seek waits"
                     );
-                    self.follow_at = Some(Instant::now() + RETRY);
+                    self.follow_at = Some(Instant::now() + ASK_AGAIN);
                 }
             }
         }

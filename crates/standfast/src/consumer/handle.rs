@@ -138,6 +138,7 @@ impl ConsumerHandle {
         self.refuse_closed()?;
         self.shared
             .pause(partitions.iter().map(TopicPartition::key));
+        self.look_again();
         Ok(())
     }
 
@@ -188,6 +189,7 @@ impl ConsumerHandle {
             });
         }
         if self.shared.seek((topic.to_owned(), partition), to) {
+            self.look_again();
             return Ok(());
         }
         Err(Error::NotAssigned {
@@ -252,6 +254,11 @@ impl ConsumerHandle {
 
     fn acknowledged(&self, ignored: usize) {
         add(&self.shared.fleet.counters.acks_ignored, ignored);
+        self.look_again();
+    }
+
+    /// Whoever waits for acknowledgements may go on.
+    fn look_again(&self) {
         if self.shared.blocked.load(Relaxed) {
             self.shared.mailbox.wake_reader();
         }

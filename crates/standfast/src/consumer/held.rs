@@ -38,6 +38,14 @@ pub(super) struct Started {
 /// What the group has committed for a partition.
 pub(super) type KnownCommit = (Committed, Window);
 
+/// Whether what comes with the group's offset is to be added to what this consumer knows of repetitions. Where reading begins in
+/// front of that offset it is of use only if another member has read here: this one has seen as much, and behind a seek backwards an older
+/// commit would swallow what is to come again.
+fn adds_to(carried: &Carried, committed: Option<Committed>, start: i64) -> bool {
+    let is_passed = committed.is_some_and(|committed| committed.offset <= start);
+    carried.outdated || (is_passed && !carried.partition.is_sought())
+}
+
 /// What the group has committed for these partitions.
 pub(super) fn fetch_committed<'a>(
     consumer: &BaseConsumer<WorkerContext>,
@@ -113,9 +121,7 @@ impl Held {
         let (offset, reason) = self.find_start(consumer, target, key, committed)?;
         let window = window.unwrap_or_default();
         let partition = match self.carried.take() {
-            // The group's window is of use only with its offset: with the own position, this consumer has seen at least as
-            // much; and behind a seek backwards an older commit's window would swallow what is to come again.
-            Some(carried) if reason == StartReason::Committed => {
+            Some(carried) if adds_to(&carried, committed, offset) => {
                 carried.partition.succeed(offset, &window)
             }
             Some(carried) => carried.partition.succeed(offset, &Window::default()),

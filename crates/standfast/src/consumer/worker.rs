@@ -385,6 +385,7 @@ impl Loop {
         rebalance::tell(&self.shared, RebalanceEvent::Revoked, assigned);
         {
             let mut state = context.state();
+            state.adopt_sought(context);
             state.serve_requests(&self.consumer);
             if !self.shared.manual_commit {
                 state.commit(&self.consumer);

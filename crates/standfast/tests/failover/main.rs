@@ -9,6 +9,7 @@ mod control;
 mod fleet;
 mod frozen;
 mod harness;
+mod members;
 mod partition;
 mod producer;
 mod replay;

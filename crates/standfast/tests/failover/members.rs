@@ -1,0 +1,207 @@
+//! Two members, and a rebalance in the middle of a flip: one member has everything on the old cluster, a second one comes with
+//! the flip and gets half of it on the new one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use standfast::{FailoverConsumer, Fleet, MissingOffset, RebalanceEvent};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::harness::{EAST, SOON, WEST, World, mirror, produce_plain, until};
+
+const PARTITIONS: i32 = 4;
+const RECORDS: usize = 200;
+
+/// A member that is busy for longer than this may come too late to hand its position over (1.5 s).
+const IN_TIME: Duration = Duration::from_millis(750);
+
+type Told = Arc<Mutex<Vec<(Instant, RebalanceEvent)>>>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_member_comes_with_the_flip() {
+    let world = World::start(PARTITIONS).await;
+    for partition in 0..PARTITIONS {
+        let records = (0..RECORDS).map(|n| n.to_string());
+        produce_plain(&world.west.bootstrap(), "orders", partition, records);
+        let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
+        mirror(&west, &east, partition, RECORDS as i64);
+    }
+    given_back(&world).await;
+    round(&world, "range", EAST).await;
+    round(&world, "cooperative-sticky", WEST).await;
+}
+
+/// Without a flip: what the application asks for while it is told that partitions go is committed before they do.
+async fn given_back(world: &World) {
+    let fleet = world.connect().await;
+    let subscribe = || async {
+        let consumer = fleet
+            .consumer("given-back")
+            .manual_commit()
+            .on_missing_offset(MissingOffset::Earliest)
+            .on_rebalance(|consumer, event| {
+                if let RebalanceEvent::Revoked(_) = event {
+                    consumer.ack_all().expect("ack");
+                    consumer.request_commit().expect("asked");
+                }
+            })
+            .subscribe(&["orders"]);
+        consumer.await.expect("consumer")
+    };
+    let mut counts = BTreeMap::<(i32, i64), usize>::new();
+    let mut first = subscribe().await;
+    for _ in 0..300 {
+        *counts.entry(next(&mut first).await).or_default() += 1;
+    }
+    let mut second = subscribe().await;
+    let (handle, second_handle) = (first.handle(), second.handle());
+    until("each has half", || {
+        (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
+    })
+    .await;
+    while counts.len() < PARTITIONS as usize * RECORDS {
+        let next = tokio::select! {
+            next = next(&mut first) => next,
+            next = next(&mut second) => next,
+        };
+        *counts.entry(next).or_default() += 1;
+    }
+    let repeated = counts.values().filter(|count| **count > 1).count();
+    assert_eq!(repeated, 0, "given back without a commit");
+}
+
+async fn next(consumer: &mut FailoverConsumer) -> (i32, i64) {
+    let message = tokio::time::timeout(SOON, consumer.next())
+        .await
+        .expect("in time");
+    let message = message.expect("open").expect("record");
+    (message.partition(), message.offset())
+}
+
+async fn round(world: &World, strategy: &str, to: &str) {
+    let (fleet, second_fleet) = (world.connect().await, world.connect().await);
+    let (told, second_told) = (Told::default(), Told::default());
+    let (sender, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut counts = BTreeMap::<(i32, i64), usize>::new();
+    let mut first = subscribe(&fleet, strategy, &told).await;
+    for n in 0..300 {
+        let message = tokio::time::timeout(SOON, first.next())
+            .await
+            .expect("in time");
+        let message = message.expect("open").expect("record");
+        first.ack(&message).expect("ack");
+        *counts
+            .entry((message.partition(), message.offset()))
+            .or_default() += 1;
+        if n == 100 {
+            first.commit().await.expect("commit");
+            carry_over(world, to, strategy);
+        }
+    }
+    world
+        .flip(to, Some(vec![Some(RECORDS as i64); PARTITIONS as usize]))
+        .await;
+    let second = subscribe(&second_fleet, strategy, &second_told).await;
+    let (handle, second_handle) = (first.handle(), second.handle());
+    for consumer in [first, second] {
+        tokio::spawn(read(consumer, sender.clone()));
+    }
+    while counts.len() < PARTITIONS as usize * RECORDS {
+        let next = tokio::time::timeout(SOON, seen.recv()).await;
+        *counts
+            .entry(next.expect("in time").expect("open"))
+            .or_default() += 1;
+    }
+    until("each has half", || {
+        (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
+    })
+    .await;
+    let (told, second_told) = (
+        told.lock().expect("told"),
+        second_told.lock().expect("told"),
+    );
+    let gone = told.iter().find_map(|(at, event)| match event {
+        RebalanceEvent::Lost(partitions) => Some((*at, true, partitions.clone())),
+        RebalanceEvent::Revoked(partitions) => Some((*at, false, partitions.clone())),
+        _ => None,
+    });
+    let (at, handed_over, partitions) = gone.expect("the first member is told");
+    let (got_at, _) = second_told.first().expect("the second member is told");
+    let late = at.saturating_duration_since(*got_at);
+    let repeated = counts.values().filter(|count| **count > 1).count();
+    println!(
+        "{strategy}: {partitions:?} changed hands, handed over: {handed_over}, {late:?} late, {repeated} records came twice"
+    );
+    if handed_over {
+        assert_eq!(partitions.len(), 2);
+    }
+    assert!(
+        !handed_over || late > IN_TIME || repeated == 0,
+        "{repeated}"
+    );
+    assert!(
+        handed_over || repeated == 0,
+        "revoked, hence committed: {repeated}"
+    );
+    assert!(counts.keys().all(|(_, offset)| *offset < RECORDS as i64));
+    // The group is on the new cluster alone.
+    drop(fleet);
+}
+
+async fn subscribe(fleet: &Fleet, strategy: &str, told: &Told) -> FailoverConsumer {
+    let told = Arc::clone(told);
+    fleet
+        .consumer(format!("members-{strategy}"))
+        .property("partition.assignment.strategy", strategy)
+        // Nothing but handing over and giving back tells the group a position.
+        .commit_interval(Duration::from_secs(600))
+        .on_missing_offset(MissingOffset::Earliest)
+        .on_rebalance(move |_, event| {
+            let mut told = told.lock().expect("told");
+            told.push((Instant::now(), event.clone()));
+        })
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer")
+}
+
+async fn read(mut consumer: FailoverConsumer, sender: UnboundedSender<(i32, i64)>) {
+    while let Some(message) = consumer.next().await {
+        let message = message.expect("record");
+        consumer.ack(&message).expect("ack");
+        if sender
+            .send((message.partition(), message.offset()))
+            .is_err()
+        {
+            return;
+        }
+        // So slowly that the members share the work.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The agent has carried the group's offsets over, a while ago.
+fn carry_over(world: &World, to: &str, strategy: &str) {
+    let plain = |bootstrap: String| -> BaseConsumer {
+        rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("group.id", format!("members-{strategy}"))
+            .create()
+            .expect("consumer")
+    };
+    let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
+    let (from, to) = if to == EAST {
+        (west, east)
+    } else {
+        (east, west)
+    };
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range("orders", 0, PARTITIONS - 1);
+    let offsets = plain(from).committed_offsets(list, SOON).expect("offsets");
+    plain(to)
+        .commit(&offsets, CommitMode::Sync)
+        .expect("commit");
+}
