@@ -95,7 +95,7 @@ pub struct VaultOptions {
     /// How to log in. Default: the token in the environment variable `VAULT_TOKEN`.
     #[serde(default)]
     pub auth: VaultAuth,
-    /// How often each secret is read to notice a new version, 100 ms to 1 h. Default 5 s.
+    /// How often each secret is read to notice a new version, 100 ms to 1 h. Default 2 s.
     #[serde(default = "default_refresh", deserialize_with = "duration")]
     pub refresh: Duration,
     /// How long one request may take, 100 ms to 60 s. Default 5 s.
