@@ -30,6 +30,21 @@ pub(crate) struct Status {
     pub(crate) links: Vec<LinkStatus>,
     /// A failover or switchover that is running right now.
     pub(crate) operation: Option<OperationStatus>,
+    /// What of the credentials ends soon or has ended.
+    #[serde(default)]
+    pub(crate) expiring_credentials: Vec<ExpiringCredential>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExpiringCredential {
+    /// Path of the secret; absent for the token that Vault is read with.
+    pub(crate) secret: Option<String>,
+    /// `client_certificate`, `authority` or `vault_token`.
+    pub(crate) part: String,
+    /// Subject of the certificate.
+    pub(crate) subject: String,
+    pub(crate) not_after: Timestamp,
+    pub(crate) expired: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

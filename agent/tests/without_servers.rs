@@ -304,6 +304,19 @@ fn a_certificate_that_ends_soon_is_a_metric_and_a_log_line() {
         let log = agent.log();
         log.contains("client certificate ends in 23 hours") && log.contains("kafka/east")
     });
+    let told = agent.json(&["status"])["expiring_credentials"].clone();
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+    assert_eq!(told[0]["secret"], "kafka/east");
+    assert_eq!(
+        (&told[0]["part"], &told[0]["expired"]),
+        (&"client_certificate".into(), &false.into())
+    );
+    let shown = agent.cli(&["status"]);
+    let line = "client certificate in secret kafka/east (CN=";
+    assert!(
+        shown.stderr.contains(line) && shown.stderr.contains(" ends at "),
+        "{shown:?}"
+    );
 }
 
 #[test]

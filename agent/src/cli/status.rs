@@ -109,6 +109,13 @@ fn hints(status: &Status, printer: &Printer) {
             ));
         }
     }
+    for end in &status.expiring_credentials {
+        let (part, subject, not_after) = (end.part.replace('_', " "), &end.subject, end.not_after);
+        let ends = if end.expired { "has ended" } else { "ends" };
+        let secret = end.secret.as_ref();
+        let of = secret.map_or_else(String::new, |secret| format!(" in secret {secret}"));
+        printer.note(format!("{part}{of} ({subject}) {ends} at {not_after}"));
+    }
     for cluster in &status.clusters {
         if let Some(error) = &cluster.last_error {
             printer.note(format!("cluster {}: {error}", cluster.name));

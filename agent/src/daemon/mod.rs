@@ -21,13 +21,15 @@ use standfast_discovery::{
     ClusterEntry, ClusterName, Discovery, DiscoveryOptions, FleetView, FleetWatch,
     FleetWatchHandle, ViewSource,
 };
-use standfast_secrets::{SecretPath, Secrets, SecretsHandle, SecretsWatch};
+use standfast_secrets::{
+    ExpiryState, SecretPath, Secrets, SecretsHandle, SecretsStatus, SecretsWatch,
+};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{AgentStatus, FleetAnswer, FleetStatus, RecordSource, Status};
+use crate::api::{AgentStatus, ExpiringCredential, FleetAnswer, FleetStatus, RecordSource, Status};
 use crate::clusters;
 use crate::config::Config;
 use crate::failover::DiscoveryCoordination;
@@ -247,6 +249,7 @@ impl DaemonState {
                 .collect(),
             links: self.links.link_statuses(),
             operation: self.operations.current(),
+            expiring_credentials: expiring(&self.secrets.status()),
             fleet: FleetStatus {
                 name: self.fleet.fleet().clone(),
                 epoch: view.epoch(),
@@ -285,6 +288,20 @@ impl DaemonState {
                 _ => None,
             })
     }
+}
+
+fn expiring(secrets: &SecretsStatus) -> Vec<ExpiringCredential> {
+    let near = secrets
+        .expiries()
+        .filter(|(_, end)| end.state != ExpiryState::Far);
+    near.map(|(path, end)| ExpiringCredential {
+        secret: path.map(ToString::to_string),
+        part: end.part.as_str().to_owned(),
+        subject: end.subject.clone(),
+        not_after: end.not_after,
+        expired: end.state == ExpiryState::Expired,
+    })
+    .collect()
 }
 
 fn record_source(view: &FleetView) -> RecordSource {

@@ -106,7 +106,7 @@ async fn certificate_in_a_file(captured: &Captured) {
     assert_eq!(captured.count("WARN", &["certificate"]), 0);
 
     // Ends while it is watched: nothing is read anew, the clock alone changes its state.
-    write(&file, Duration::from_secs(5));
+    write(&file, Duration::from_secs(8));
     until(&mut handle, ClientCertificate, ExpiryState::Near).await;
     assert_eq!(captured.count("ERROR", &[]), 0);
     until(&mut handle, ClientCertificate, ExpiryState::Expired).await;

@@ -195,7 +195,8 @@ pub enum FleetEvent {
         secret: String,
     },
     /// A part of a cluster's credentials ends soon, or has ended; the standbys' count as well. Told once when it comes near
-    /// (`expiry_warning` of the secrets' options, 30 days ahead by default) and once at its end.
+    /// (`expiry_warning` of the secrets' options, 30 days ahead by default) and once at its end. What was near before the
+    /// application subscribed is in [`Fleet::credential_expiries`](crate::Fleet::credential_expiries).
     CredentialsExpire {
         /// The cluster; `None`: the token that Vault is read with.
         cluster: Option<ClusterName>,
