@@ -121,6 +121,10 @@ impl Held {
         let (offset, reason) = self.find_start(consumer, target, key, committed)?;
         let window = window.unwrap_or_default();
         let partition = match self.carried.take() {
+            // The log does not have what was sought, so the policy is where the seek leads to.
+            Some(carried) if reason == StartReason::Policy && carried.partition.is_at_seek() => {
+                carried.partition.seek(offset)
+            }
             Some(carried) if adds_to(&carried, committed, offset) => {
                 carried.partition.succeed(offset, &window)
             }

@@ -39,6 +39,8 @@ struct Progress {
     orphans: Orphans,
     /// The position comes from a seek that the group may not know of: its committed offset is older.
     sought: bool,
+    /// Where the last seek led to.
+    sought_at: Option<i64>,
     /// The commit point that the group knows, or that was there at the beginning; -1: none.
     known: i64,
     /// The last commit that the group has taken.
@@ -93,6 +95,7 @@ impl Partition {
     pub(crate) fn sought(topic: Arc<str>, number: i32, offset: i64) -> Arc<Self> {
         let mut progress = Progress::new(offset, Window::default());
         (progress.sought, progress.known) = (true, -1);
+        progress.sought_at = Some(offset);
         Self::with(topic, number, progress)
     }
 
@@ -118,6 +121,7 @@ impl Partition {
         };
         let mut progress = Progress::new(offset, seen);
         (progress.sought, progress.known) = (true, -1);
+        progress.sought_at = Some(offset);
         progress.paused = old.paused;
         Self::with(Arc::clone(&self.topic), self.number, progress)
     }
@@ -260,6 +264,12 @@ impl Partition {
         self.lock().sought
     }
 
+    /// Whether nothing was read since a seek.
+    pub(crate) fn is_at_seek(&self) -> bool {
+        let progress = self.lock();
+        progress.sought_at == Some(progress.next)
+    }
+
     /// The group has taken a commit of this partition.
     pub(crate) fn confirm(&self, point: i64, seen: Option<String>) {
         let mut progress = self.lock();
@@ -328,6 +338,7 @@ impl Progress {
             done: window,
             orphans: Orphans::default(),
             sought: false,
+            sought_at: None,
             known: start,
             confirmed: None,
             successor: None,

@@ -12,7 +12,7 @@ use standfast::{
 };
 use tokio::sync::Barrier;
 
-use crate::harness::{EAST, SOON, World, event, mirror, produce_plain};
+use crate::harness::{EAST, SOON, WEST, World, event, mirror, produce_plain};
 
 /// Records per partition before the flip. All carry the wrapper's id.
 const RECORDS: i64 = 300;
@@ -28,7 +28,7 @@ struct Gate {
     flipped: Barrier,
 }
 
-const CASES: usize = 5;
+const CASES: usize = 6;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_application_says_holds_across_a_flip() {
@@ -54,6 +54,7 @@ async fn what_the_application_says_holds_across_a_flip() {
         lead,
         pauses(&world, gate),
         seeks(&world, gate),
+        seeks_at_any_moment(&world, gate),
         commits_by_hand(&world, gate),
         patterns(&world, gate),
         named_topics_and_batches(&world, gate),
@@ -258,6 +259,21 @@ async fn seeks(world: &World, gate: &Gate) {
             consumer.ack(&message).expect("ack");
         }
     }
+    // The log does not have it: by policy.
+    consumer
+        .seek("orders", 0, SeekTo::Offset(1_000_000))
+        .expect("seek");
+    assert_eq!(next_of(&mut consumer, 0).await.offset(), 0);
+    // While it is paused, and the client knows that or not.
+    for (offset, pause) in [(77, 0), (33, 300)] {
+        consumer.pause(&orders(0)).expect("pause");
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let to = SeekTo::Offset(offset);
+        consumer.seek("orders", 0, to).expect("seek");
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        consumer.resume(&orders(0)).expect("resume");
+        assert_eq!(next_of(&mut consumer, 0).await.offset(), offset);
+    }
     // The group's offset is far ahead, on both clusters, when the consumer goes back.
     consumer
         .seek("orders", 0, SeekTo::Offset(250))
@@ -292,6 +308,35 @@ async fn seeks(world: &World, gate: &Gate) {
     }
     assert_eq!(consumer.position("orders", 0), Some(RECORDS + 10));
     committed(&consumer, 0, Some(RECORDS + 10)).await;
+}
+
+/// One seek after another while the consumer moves: what comes is always where the last one led.
+async fn seeks_at_any_moment(world: &World, gate: &Gate) {
+    let fleet = world.connect().await;
+    let mut consumer = subscribe(&fleet, "moments", |builder| builder).await;
+    next_of(&mut consumer, 0).await;
+    hop(&mut consumer, WEST, 20).await;
+    gate.ready.wait().await;
+    gate.frozen.wait().await;
+    hop(&mut consumer, EAST, 20).await;
+    gate.flipped.wait().await;
+}
+
+/// Seeks until so many seeks have led to a record of the cluster.
+async fn hop(consumer: &mut FailoverConsumer, cluster: &str, mut times: u32) {
+    for offset in (0..RECORDS).cycle() {
+        let to = SeekTo::Offset(offset);
+        consumer.seek("orders", 0, to).expect("assigned");
+        assert_eq!(consumer.position("orders", 0).unwrap_or(offset), offset);
+        let patience = Duration::from_millis(1 + offset as u64 % 120);
+        let next = tokio::time::timeout(patience, next_of(consumer, 0));
+        let Ok(message) = next.await else { continue };
+        assert_eq!(message.offset(), offset);
+        times -= u32::from(message.cluster().as_str() == cluster);
+        if times == 0 {
+            return;
+        }
+    }
 }
 
 fn plain(bootstrap: &str, group: &str) -> BaseConsumer {
@@ -395,7 +440,7 @@ async fn patterns(world: &World, gate: &Gate) {
             .on_missing_offset(policy)
             .subscribe(&["^.*"])
     };
-    // There is `__consumer_offsets` as well.
+    // There is `__consumer_offsets` as well. What is paused may not be there yet.
     let mut consumer = subscribe("patterns", MissingOffset::Earliest)
         .await
         .expect("consumer");
@@ -407,7 +452,31 @@ async fn patterns(world: &World, gate: &Gate) {
         consumer.ack(&message).expect("ack");
     }
     create(&world.west, "bills");
-    assert_eq!(next(&mut consumer).await.topic(), "bills");
+    let message = next(&mut consumer).await;
+    assert_eq!(message.topic(), "bills");
+    consumer.ack(&message).expect("ack");
+    // Paused over the rebalances that new topics bring, and before it is there.
+    let paused = ["bills", "fines"].map(|topic| TopicPartition::new(topic, 0));
+    consumer.pause(&paused).expect("pause");
+    for topic in ["fines", "fees"] {
+        create(&world.west, topic);
+    }
+    let more = std::iter::once("more".to_owned());
+    produce_plain(&world.west.bootstrap(), "bills", 0, more);
+    let message = next(&mut consumer).await;
+    assert_eq!(message.topic(), "fees");
+    consumer.ack(&message).expect("ack");
+    nothing_for(&mut consumer, Duration::from_millis(300)).await;
+    consumer.resume(&paused).expect("resume");
+    let mut resumed = Vec::new();
+    for _ in &paused {
+        let message = next(&mut consumer).await;
+        consumer.ack(&message).expect("ack");
+        resumed.push((message.topic().to_owned(), message.offset()));
+    }
+    resumed.sort();
+    let wanted = [("bills".to_owned(), 1), ("fines".to_owned(), 0)];
+    assert_eq!(resumed, wanted);
 
     // Without an offset of the group on any topic that may match, it is not joined.
     let mut events = fleet.events();
@@ -419,7 +488,8 @@ async fn patterns(world: &World, gate: &Gate) {
         _ => None,
     })
     .await;
-    assert!(held == "orders" || held == "bills", "{held}");
+    let visible = ["orders", "bills", "fines", "fees"];
+    assert!(visible.contains(&held.as_str()), "{held}");
     assert_eq!(strict.assignment(), []);
     commit_plain(&world.west.bootstrap(), "strict", 290);
     assert_eq!(next(&mut strict).await.offset(), 290);
