@@ -14,6 +14,7 @@ mod sharing;
 mod sharing_transactions;
 mod stragglers;
 mod switchover;
+mod transactional;
 
 use std::sync::OnceLock;
 

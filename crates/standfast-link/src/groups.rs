@@ -1,7 +1,7 @@
 //! Carries committed offsets of consumer groups from the source to the destination, where they mean the same records.
 //!
 //! An offset is carried over only if its topic is mirrored and the group has no members on the destination; it is clamped to the destination's log end
-//! and goes backwards only if it went backwards on the source.
+//! and goes backwards only if it went backwards on the source. Offsets that the wrapper commits in transactions wait for what was written in them (`outputs.rs`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::description::GroupDescription;
 use crate::filters;
 use crate::lifecycle::Wanted;
 use crate::link::Inner;
+use crate::outputs;
 use crate::partition::PartitionId;
 use crate::refusal;
 use crate::shard::Context;
@@ -146,6 +147,8 @@ async fn carry(
             "CONSUMER_GROUP_IN_USE_ERROR: group {mirror_group:?} has {members} members on the destination; its offsets there are its own now"
         ));
     }
+    let waited_for = outputs::of(&theirs, positions.keys());
+    outputs::wait(source, destination, waited_for).await?;
     let ours = calls::committed(destination, mirror_group)
         .await
         .map_err(|e| format!("destination: {}", refusal::text(&e)))?;

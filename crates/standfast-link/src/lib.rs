@@ -34,6 +34,7 @@ mod metrics;
 mod names;
 mod numbering;
 mod options;
+mod outputs;
 mod oversize;
 mod partition;
 mod paused;

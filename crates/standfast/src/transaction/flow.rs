@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::clients::Base;
+use super::outputs::Outputs;
 use crate::consumer::{Message, Partition, Window};
 use crate::error::{Error, Result};
 use crate::record::{Record, RecordId};
@@ -163,6 +164,7 @@ pub(super) struct Flow {
     queue: VecDeque<Item>,
     queued_bytes: usize,
     inputs: HashMap<Key, Input>,
+    pub(super) outputs: Outputs,
 }
 
 impl Flow {
@@ -274,6 +276,7 @@ impl Flow {
         native.timestamp = record.timestamp_ms;
         let Err((error, _)) = link.base.send(native) else {
             self.sent_at.get_or_insert_with(Instant::now);
+            self.outputs.note(&record.topic);
             self.bind(bound);
             return Ok(Sent::Yes);
         };

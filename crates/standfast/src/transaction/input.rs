@@ -271,6 +271,12 @@ impl Inputs {
         if entries.iter().any(|entry| entry.failed) {
             return Err("the group's offsets cannot be read for every partition".to_owned());
         }
+        {
+            let mut flow = reader.context().shared.flow();
+            for entry in &entries {
+                flow.outputs.note_commit(&entry.metadata);
+            }
+        }
         let known = entries.into_iter().filter_map(|entry| {
             let committed = Committed::of(&entry)?;
             let window = labelled_window(&entry.metadata);

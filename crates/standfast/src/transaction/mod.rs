@@ -5,6 +5,7 @@ mod driver;
 mod flow;
 mod ids;
 mod input;
+mod outputs;
 mod worker;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -192,10 +193,10 @@ impl TransactionalBuilder {
 ///
 /// - **Planned switchover**: everything committed is on the new cluster, output and offsets. Each record's output stands there once.
 /// - **Unplanned failover**: what the link had carried decides, also for a commit that was on its way (its outcome on the old
-///   cluster is unknown, [`Error::TransactionAborted`] says so). The link copies logs at once and the group's offsets now and then, so either can
-///   be ahead: output that was mirrored while its offsets were not is written again, and output that was not mirrored while its
-///   offsets were is missing. With [`send_for`](Transaction::send_for) a repetition has the same [`RecordId`], and
-///   [`FailoverConsumer`](crate::FailoverConsumer) and the next transactional client leave it out; other consumers see it twice.
+///   cluster is unknown, [`Error::TransactionAborted`] says so). The link carries the group's offsets over only when the output
+///   that was committed up to there is mirrored, so no output is missing: what is not there is made again. But output that was
+///   mirrored while its offsets were not is made again, too. With [`send_for`](Transaction::send_for) the repetition has the same
+///   [`RecordId`], and [`FailoverConsumer`](crate::FailoverConsumer) and the next transactional client leave it out; other consumers see it twice.
 /// - Partitions are mirrored each for itself: an unplanned failover may find a transaction's output in one partition and not in another.
 ///
 /// It needs all that it reads and writes on one link, and that link must carry the group over.

@@ -303,7 +303,10 @@ impl Generation {
         let (positions, ended) = {
             let flow = self.shared.flow();
             match flow.is_at(self.number, serial) {
-                true => (flow.positions(self.window_limit), None),
+                true => {
+                    let limit = self.window_limit.saturating_sub(flow.outputs.text().len());
+                    (flow.positions(limit), None)
+                }
                 false => (Vec::new(), Some(flow.end_of(serial))),
             }
         };
@@ -340,12 +343,16 @@ impl Generation {
             return Err(KafkaError::Canceled);
         }
         if let (Some(reader), false) = (&self.clients.reader, positions.is_empty()) {
-            let epoch = self.shared.flow().epoch().unwrap_or(self.target.epoch);
+            let (epoch, outputs) = {
+                let flow = self.shared.flow();
+                let epoch = flow.epoch().unwrap_or(self.target.epoch);
+                (epoch, flow.outputs.text().to_owned())
+            };
             let mut offsets = TopicPartitionList::with_capacity(positions.len());
             for ((topic, number), offset, seen) in positions {
                 let mut entry = offsets.add_partition(&topic, number);
                 entry.set_offset(Offset::Offset(offset))?;
-                entry.set_metadata(label(epoch, &seen));
+                entry.set_metadata(label(epoch, &seen) + &outputs);
             }
             // With the member's generation (KIP-447): a member that has lost its partitions commits nothing.
             let group = reader
