@@ -7,7 +7,7 @@ use serde_json::Value;
 use standfast::discovery::{ConsulOptions, DiscoveryOptions};
 use standfast::secrets::{SecretsOptions, VaultAuth, VaultOptions};
 use standfast::{Fleet, FleetBuilder};
-use standfast_servers::{Consul, KafkaCluster, Vault};
+use standfast_servers::{Consul, KafkaBuilder, KafkaCluster, Namespace, Vault};
 
 use crate::agent::AgentConfig;
 use crate::pair::Pair;
@@ -35,7 +35,26 @@ pub struct Site {
 impl Site {
     /// Starts all servers; the topic is created on west.
     pub fn start(topic: &str, partitions: i32) -> Self {
-        let cluster = |name: &str| KafkaCluster::builder(name).sasl_plain("app", "right");
+        Self::start_with(topic, partitions, |cluster| cluster)
+    }
+
+    /// The same, each cluster in a network of its own if this machine lets us make one.
+    pub fn start_apart(topic: &str, partitions: i32) -> Self {
+        Self::start_with(topic, partitions, |cluster| match Namespace::new() {
+            Ok(network) => cluster.network(network),
+            Err(error) => {
+                eprintln!("a cluster cannot be cut off, it is frozen instead: {error}");
+                cluster
+            }
+        })
+    }
+
+    fn start_with(
+        topic: &str,
+        partitions: i32,
+        placed: impl Fn(KafkaBuilder) -> KafkaBuilder + Sync,
+    ) -> Self {
+        let cluster = |name: &str| placed(KafkaCluster::builder(name).sasl_plain("app", "right"));
         let (pair, consul, vault) = std::thread::scope(|scope| {
             let pair = scope.spawn(|| Pair::start_with(cluster("west"), cluster("east")));
             let consul = scope.spawn(|| Consul::start().expect("Consul"));

@@ -4,9 +4,10 @@ mod broker;
 mod protocol;
 mod secure;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 use crate::obtain::obtain_tiered_storage;
 use crate::process::ServerProcess;
 use crate::scratch::Scratch;
-use crate::{Error, KafkaInstall, Result, Server, Terminal, obtain};
+use crate::{Error, KafkaInstall, Namespace, Result, Server, Terminal, obtain};
 use broker::{Broker, random_id};
 use protocol::{Client, Metadata};
 
@@ -65,7 +66,7 @@ pub struct KafkaBuilder {
     archive_to: Option<std::path::PathBuf>,
     tiered: bool,
     parent: Option<std::path::PathBuf>,
-    host: std::net::Ipv4Addr,
+    network: Option<Arc<Namespace>>,
 }
 
 impl KafkaBuilder {
@@ -81,15 +82,21 @@ impl KafkaBuilder {
             archive_to: None,
             tiered: false,
             parent: None,
-            host: std::net::Ipv4Addr::LOCALHOST,
+            network: None,
         }
     }
 
-    /// The address of all listeners, for a cluster in a network namespace of its own; default 127.0.0.1.
+    /// Runs the brokers in a network of their own, so that they can be [cut off](KafkaCluster::cut_off).
     #[must_use]
-    pub fn host(mut self, host: std::net::Ipv4Addr) -> Self {
-        self.host = host;
+    pub fn network(mut self, network: Namespace) -> Self {
+        self.network = Some(Arc::new(network));
         self
+    }
+
+    /// The address of all listeners.
+    fn host(&self) -> Ipv4Addr {
+        let network = self.network.as_ref();
+        network.map_or(Ipv4Addr::LOCALHOST, |network| network.address())
     }
 
     /// Number of brokers. With 1 or 2 the first broker is the only controller; with more the first three are, so that any one may be lost.
@@ -360,16 +367,39 @@ impl KafkaCluster {
 
     /// Starts the brokers that do not run, on the same ports and data; returns when all serve requests and every partition has a leader.
     pub fn restart(&mut self) -> Result<()> {
-        for index in 0..self.brokers.len() {
-            self.spawn(index)?;
-        }
-        self.wait_until_ready()
+        self.restart_some(0..self.brokers.len())
     }
 
     /// Starts the broker with this index (from 0) if it does not run.
     pub fn restart_broker(&mut self, index: usize) -> Result<()> {
-        self.spawn(index)?;
-        self.wait_until_ready()
+        self.restart_some(index..index + 1)
+    }
+
+    fn restart_some(&mut self, mut indexes: std::ops::Range<usize>) -> Result<()> {
+        let network = self.settings.network.clone();
+        let mut start = || {
+            indexes.try_for_each(|index| self.spawn(index))?;
+            self.wait_until_ready()
+        };
+        match network {
+            Some(network) => network.inside(start),
+            None => start(),
+        }
+    }
+
+    /// Whether the cluster has a network of its own.
+    #[must_use]
+    pub fn can_be_cut_off(&self) -> bool {
+        self.settings.network.is_some()
+    }
+
+    /// Drops all packets to and from the cluster, or lets them through again: nobody is told, and it works on. Nothing happens to
+    /// one without a [network](KafkaBuilder::network) of its own.
+    pub fn cut_off(&self, cut: bool) -> Result<()> {
+        match &self.settings.network {
+            Some(network) => network.drop_packets(cut),
+            None => Ok(()),
+        }
     }
 
     /// Freezes every broker (SIGSTOP): connections stay open, nothing is answered.

@@ -2,8 +2,8 @@
 //! Consul and Vault and flips back and forth. It proves from a log of what was sent, acknowledged and handed out that nothing was
 //! lost, nothing handed out twice and each key in order, or names the record.
 //!
-//! A frozen process stands for one behind a partition of the network: it answers nothing, and wakes up believing that nothing
-//! happened.
+//! Clusters are cut off by dropping their packets, where the machine lets us make networks for them. For agents, Consul and Vault a
+//! frozen process stands for one behind a partition: it answers nothing, and wakes up believing that nothing happened.
 
 mod journal;
 mod schedule;
@@ -127,7 +127,7 @@ struct Chaos {
 
 impl Chaos {
     fn start(options: &Options) -> Self {
-        let site = Site::start(TOPIC, PARTITIONS);
+        let site = Site::start_apart(TOPIC, PARTITIONS);
         let mut config = site.agent_config();
         let east = Agent::start(&site.pair, &config);
         config.name = "west-1".to_owned();
@@ -203,13 +203,13 @@ impl Chaos {
         match (outage.target, outage.how) {
             (Target::Active | Target::Standby, how) => lose(self.site.pair.side(side), how),
             (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).kill(),
-            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen) => {
+            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen | How::CutOff) => {
                 self.agent(side).signal(Signal::SIGSTOP);
             }
             (Target::Consul, How::Killed) => self.site.consul.kill(),
-            (Target::Consul, How::Frozen) => self.site.consul.pause(),
+            (Target::Consul, How::Frozen | How::CutOff) => self.site.consul.pause(),
             (Target::Vault, How::Killed) => self.site.vault.seal().expect("seal"),
-            (Target::Vault, How::Frozen) => self.site.vault.pause(),
+            (Target::Vault, How::Frozen | How::CutOff) => self.site.vault.pause(),
         }
     }
 
@@ -218,13 +218,13 @@ impl Chaos {
         match (outage.target, outage.how) {
             (Target::Active | Target::Standby, how) => bring_back(self.site.pair.side(side), how),
             (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).spawn(),
-            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen) => {
+            (Target::StandbyAgent | Target::ActiveAgent, How::Frozen | How::CutOff) => {
                 self.agent(side).signal(Signal::SIGCONT);
             }
             (Target::Consul, How::Killed) => self.site.consul.restart().expect("Consul"),
-            (Target::Consul, How::Frozen) => self.site.consul.resume(),
+            (Target::Consul, How::Frozen | How::CutOff) => self.site.consul.resume(),
             (Target::Vault, How::Killed) => self.site.vault.unseal().expect("unseal"),
-            (Target::Vault, How::Frozen) => self.site.vault.resume(),
+            (Target::Vault, How::Frozen | How::CutOff) => self.site.vault.resume(),
         }
     }
 
@@ -324,13 +324,15 @@ impl Chaos {
 fn lose(cluster: &mut KafkaCluster, how: How) {
     match how {
         How::Killed => cluster.kill(),
-        How::Frozen => cluster.pause(),
+        How::CutOff if cluster.can_be_cut_off() => cluster.cut_off(true).expect("cut off"),
+        How::Frozen | How::CutOff => cluster.pause(),
     }
 }
 
 fn bring_back(cluster: &mut KafkaCluster, how: How) {
     match how {
         How::Killed => cluster.restart().expect("the cluster returns"),
-        How::Frozen => cluster.resume(),
+        How::CutOff if cluster.can_be_cut_off() => cluster.cut_off(false).expect("mended"),
+        How::Frozen | How::CutOff => cluster.resume(),
     }
 }

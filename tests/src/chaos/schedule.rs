@@ -17,14 +17,17 @@ const FLIPS_IN_TEN: u32 = 5;
 pub enum How {
     /// SIGKILL: connections are reset, new ones refused.
     Killed,
-    /// SIGSTOP: nothing answers, as behind a partition of the network; it wakes up believing that nothing happened.
+    /// SIGSTOP: nothing answers; it wakes up believing that nothing happened.
     Frozen,
+    /// Clusters only: the network drops its packets, and what was on its way arrives when it returns. Frozen instead where no
+    /// network can be made (that takes root).
+    CutOff,
 }
 
 /// What an outage hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The cluster that applications use; frozen only, since its loss is a failover.
+    /// The cluster that applications use; not killed, since its loss is a failover.
     Active,
     /// The other cluster.
     Standby,
@@ -108,6 +111,12 @@ impl Schedule {
         }
     }
 
+    fn how_of_cluster(&mut self) -> How {
+        *[How::Killed, How::Frozen, How::CutOff]
+            .choose(&mut self.0)
+            .expect("three")
+    }
+
     fn outages(&mut self) -> Vec<Outage> {
         const ALL: [Target; 6] = [
             Target::Active,
@@ -122,10 +131,11 @@ impl Schedule {
         targets
             .into_iter()
             .map(|target| Outage {
-                how: if target == Target::Active {
-                    How::Frozen
-                } else {
-                    self.how()
+                how: match target {
+                    Target::Active if self.0.random() => How::Frozen,
+                    Target::Active => How::CutOff,
+                    Target::Standby => self.how_of_cluster(),
+                    _ => self.how(),
                 },
                 lasts: Duration::from_millis(self.0.random_range(OUTAGE_MS)),
                 target,
@@ -145,7 +155,7 @@ impl Iterator for Schedule {
             Step::Switchover
         } else {
             Step::Failover {
-                how: self.how(),
+                how: self.how_of_cluster(),
                 behind: self.0.random(),
                 full: self.0.random(),
             }
@@ -180,6 +190,16 @@ mod tests {
                     Step::Failover {
                         how: How::Killed,
                         full: true,
+                        ..
+                    }
+                )
+            },
+            |step: &Step| {
+                matches!(
+                    step,
+                    Step::Failover {
+                        how: How::CutOff,
+                        behind: true,
                         ..
                     }
                 )

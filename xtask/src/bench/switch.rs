@@ -9,7 +9,6 @@
 //! West runs in a network namespace of its own, so that it can be cut off as by a dead network: packets vanish, nothing is
 //! refused. Without the right to make one, that scenario is left out and said so.
 
-mod namespace;
 mod site;
 
 use std::path::PathBuf;

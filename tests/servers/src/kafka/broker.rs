@@ -50,7 +50,7 @@ impl Broker {
                 .then(Port::reserve)
                 .transpose()?,
             folder: scratch.join(format!("broker-{id}")),
-            host: settings.host,
+            host: settings.host(),
         })
     }
 

@@ -9,14 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use standfast_servers::{
-    Consul, KafkaCluster, Profile, Server, ServerProcess, Terminal, obtain, workspace_program,
+    Consul, KafkaCluster, Namespace, Profile, Server, ServerProcess, Terminal, obtain,
+    workspace_program,
 };
 use tempfile::TempDir;
 
-use super::namespace::{INSIDE, Namespace};
 use super::{FILL, IN_FLIGHT, PARTITIONS, PRODUCERS, Run, Scenario};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -29,7 +29,6 @@ pub(super) struct Site {
     west: KafkaCluster,
     east: KafkaCluster,
     consul: Consul,
-    namespace: Option<Namespace>,
     profile: Profile,
     folder: TempDir,
     runs: u32,
@@ -44,27 +43,22 @@ impl Site {
             workspace_program(program, profile)?;
         }
         step("starting two Kafka clusters and Consul".to_owned());
-        let namespace = match Namespace::new() {
-            Ok(namespace) => Some(namespace),
-            Err(error) => {
-                step(format!("no network namespace: {error:#}"));
-                None
-            }
-        };
         let builder = |name: &str| {
             KafkaCluster::builder(name)
                 .full_jit()
                 .heap_mb(BROKER_HEAP_MB)
         };
-        let west = match &namespace {
-            Some(namespace) => namespace.inside(|| Ok(builder("west").host(INSIDE).start()?))?,
-            None => builder("west").start()?,
+        let west = match Namespace::new() {
+            Ok(namespace) => builder("west").network(namespace),
+            Err(error) => {
+                step(format!("no network namespace: {error}"));
+                builder("west")
+            }
         };
         Ok(Self {
-            west,
+            west: west.start()?,
             east: builder("east").start()?,
             consul: Consul::start()?,
-            namespace,
             profile,
             folder: tempfile::tempdir().context("create a folder")?,
             runs: 0,
@@ -72,7 +66,7 @@ impl Site {
     }
 
     pub(super) fn can_drop_packets(&self) -> bool {
-        self.namespace.is_some()
+        self.west.can_be_cut_off()
     }
 
     /// One run, and west as it was.
@@ -108,12 +102,11 @@ impl Site {
             Scenario::PlannedSwitchover => &["switchover", "--to", "east", "--yes"],
             _ => &["failover", "--yes", "--reason", "bench"],
         };
-        match (scenario, &self.namespace) {
-            (Scenario::PlannedSwitchover, _) => {}
-            (Scenario::SourceKilled, _) => self.west.kill(),
-            (Scenario::SourceFrozen, _) => self.west.pause(),
-            (Scenario::SourceBlackHoled, Some(namespace)) => namespace.drop_packets(true)?,
-            (Scenario::SourceBlackHoled, None) => bail!("there is no namespace"),
+        match scenario {
+            Scenario::PlannedSwitchover => {}
+            Scenario::SourceKilled => self.west.kill(),
+            Scenario::SourceFrozen => self.west.pause(),
+            Scenario::SourceBlackHoled => self.west.cut_off(true)?,
         }
         // Time to fill up: nothing is acknowledged any more, or, planned, the fence comes at once.
         if scenario != Scenario::PlannedSwitchover {
@@ -126,20 +119,13 @@ impl Site {
     }
 
     fn heal(&mut self, scenario: Scenario) -> Result<()> {
-        match (scenario, &self.namespace) {
-            (Scenario::PlannedSwitchover, _) => Ok(()),
-            (Scenario::SourceKilled, Some(namespace)) => {
-                let west = &mut self.west;
-                namespace.inside(|| Ok(west.restart()?))
-            }
-            (Scenario::SourceKilled, None) => Ok(self.west.restart()?),
-            (Scenario::SourceFrozen, _) => {
-                self.west.resume();
-                Ok(())
-            }
-            (Scenario::SourceBlackHoled, Some(namespace)) => namespace.drop_packets(false),
-            (Scenario::SourceBlackHoled, None) => Ok(()),
+        match scenario {
+            Scenario::PlannedSwitchover => {}
+            Scenario::SourceKilled => self.west.restart()?,
+            Scenario::SourceFrozen => self.west.resume(),
+            Scenario::SourceBlackHoled => self.west.cut_off(false)?,
         }
+        Ok(())
     }
 }
 
