@@ -14,7 +14,7 @@ use super::handover;
 use super::held::{Held, Started, fetch_committed};
 use super::partition::Partition;
 use super::rebalance::{self, RebalanceEvent};
-use super::start::{Carried, Committed, label};
+use super::start::{Committed, label};
 use crate::event::FleetEvent;
 
 /// Pause between two attempts to find the start of held partitions.
@@ -27,8 +27,6 @@ const HANDOVER_RETRY: Duration = Duration::from_millis(150);
 pub(super) struct Assignment {
     running: HashMap<String, HashMap<i32, Running>>,
     held: BTreeMap<Key, Held>,
-    /// Taken away while the group could not be told how far they were read; should they come back, reading goes on there.
-    lost: HashMap<Key, Carried>,
     /// Nothing is read, because the application is slow.
     pub(super) paused: bool,
     /// Partitions that the client does not fetch, for that reason or because the application has paused them. It remembers
@@ -76,10 +74,10 @@ impl Assignment {
         let change = context.shared.note_assigned(generation, &partitions);
         rebalance::tell(&context.shared, RebalanceEvent::Lost, change.gone);
         for key in partitions {
-            let carried = context.shared.take_carried(generation, &key);
-            let carried = carried.or_else(|| self.lost.remove(&key));
+            let carried = context.shared.carried(generation, &key);
             self.held.insert(key, Held::new(carried));
         }
+        context.shared.outdate_lost(generation);
         rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
@@ -144,8 +142,8 @@ impl Assignment {
         }
         let mut removed = TopicPartitionList::new();
         for key in partitions {
-            if let Some(carried) = self.held.remove(key).and_then(|held| held.carried) {
-                shared.put_back(generation, key.clone(), carried);
+            if self.held.remove(key).is_some() && !lost {
+                shared.put_back(generation, key);
             }
             let numbers = self.running.get_mut(&key.0);
             if let Some(running) = numbers.and_then(|numbers| numbers.remove(&key.1)) {
@@ -166,14 +164,7 @@ impl Assignment {
         let (shared, generation) = (&context.shared, context.source.generation);
         shared.disown(generation, key);
         if lost {
-            let carried = Carried {
-                partition: running.partition,
-                from: shared.epoch(),
-                same_cluster: true,
-                outdated: false,
-                handed_over: false,
-            };
-            self.lost.insert(key.clone(), carried);
+            shared.carry(generation, key, running.partition);
         } else if shared.is_current(generation) {
             running.partition.end();
         }
@@ -274,20 +265,16 @@ impl Assignment {
     pub(super) fn check_positions(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
         self.adopt_sought(context);
-        let epoch = context.shared.epoch();
         for (topic, numbers) in self.running.drain() {
             for (number, running) in numbers {
                 let key = (topic.clone(), number);
                 running.partition.freeze();
                 context.shared.disown(context.source.generation, &key);
-                let carried = Carried {
-                    partition: running.partition,
-                    from: epoch,
-                    same_cluster: true,
-                    outdated: false,
-                    handed_over: false,
-                };
-                self.held.insert(key, Held::to_verify(carried));
+                let (shared, generation) = (&context.shared, context.source.generation);
+                shared.carry(generation, &key, running.partition);
+                if let Some(carried) = shared.carried(generation, &key) {
+                    self.held.insert(key, Held::to_verify(carried));
+                }
             }
         }
         let clear = match consumer.rebalance_protocol() {

@@ -143,6 +143,7 @@ mod tests {
             partition,
             from: Epoch(4),
             same_cluster: false,
+            assigned_in: 1,
             outdated: false,
             handed_over: false,
         }

@@ -169,7 +169,7 @@ impl Held {
         committed: Option<Committed>,
     ) -> Result<(i64, StartReason), String> {
         let (topic, number) = (key.0.as_str(), key.1);
-        self.drop_useless_position(target, key);
+        self.drop_useless_position(consumer.context(), target, key);
         let mut known = Known {
             own: self.carried.as_ref().map(Own::from),
             committed,
@@ -194,7 +194,8 @@ impl Held {
     }
 
     /// What was read on a cluster whose log is not known to be equal says nothing about this one.
-    fn drop_useless_position(&mut self, target: &Target, (topic, number): &Key) {
+    fn drop_useless_position(&mut self, context: &WorkerContext, target: &Target, key: &Key) {
+        let (topic, number) = key;
         let useless = self.carried.take_if(|carried| {
             !Own::from(&*carried).is_usable(|from| target.handoffs.bound(topic, *number, from))
         });
@@ -206,6 +207,8 @@ impl Held {
                 "no handoff for the partition: the group's committed offset decides instead of the own position"
             );
             carried.partition.end();
+            let generation = context.source.generation;
+            context.shared.forget_carried(generation, key);
         }
     }
 

@@ -104,10 +104,10 @@ impl ConsumerShared {
             return false;
         }
         let same_cluster = table.cluster_id.as_deref() == Some(cluster_id);
-        let from = table.epoch;
+        let (from, before) = (table.epoch, table.generation);
         for carried in table.carried.values_mut() {
             carried.same_cluster &= same_cluster;
-            carried.outdated |= !same_cluster;
+            carried.outdated |= !same_cluster && carried.assigned_in != before;
             carried.handed_over = false;
         }
         let owned = std::mem::take(&mut table.owned);
@@ -117,6 +117,7 @@ impl ConsumerShared {
                 partition,
                 from,
                 same_cluster,
+                assigned_in: before,
                 outdated: false,
                 handed_over: false,
             };
@@ -139,12 +140,34 @@ impl ConsumerShared {
         table.generation != generation
     }
 
-    pub(super) fn take_carried(&self, generation: u64, key: &Key) -> Option<Carried> {
+    /// What is known of a partition that was assigned. It stays known until reading begins: there may be a flip before.
+    pub(super) fn carried(&self, generation: u64, key: &Key) -> Option<Carried> {
         let mut table = self.table();
         if table.generation != generation {
             return None;
         }
-        table.carried.remove(key)
+        let carried = table.carried.get_mut(key)?;
+        (carried.assigned_in, carried.handed_over) = (generation, true);
+        Some(carried.clone())
+    }
+
+    /// What is known of a partition is of no use.
+    pub(super) fn forget_carried(&self, generation: u64, key: &Key) {
+        let mut table = self.table();
+        if table.generation == generation {
+            table.carried.remove(key);
+        }
+    }
+
+    /// The group has been joined again: what was lost with the session and has not come back is somebody else's.
+    pub(super) fn outdate_lost(&self, generation: u64) {
+        let mut table = self.table();
+        let Table {
+            carried, assigned, ..
+        } = &mut *table;
+        for (key, carried) in carried {
+            carried.outdated |= carried.assigned_in == generation && !assigned.contains(key);
+        }
     }
 
     /// What was read on the previous cluster and was not assigned here, once each.
@@ -169,10 +192,30 @@ impl ConsumerShared {
         moved.is_some_and(|moved| moved.elapsed() < SETTLES)
     }
 
-    pub(super) fn put_back(&self, generation: u64, key: Key, carried: Carried) {
+    /// A partition was given back that was not read yet: another member gets it, and is told the position.
+    pub(super) fn put_back(&self, generation: u64, key: &Key) {
+        let mut table = self.table();
+        if table.generation == generation
+            && let Some(carried) = table.carried.get_mut(key)
+        {
+            (carried.assigned_in, carried.handed_over) = (0, false);
+        }
+    }
+
+    /// How far a partition was read that is not read just now. Should it be assigned again, or after a flip, reading goes on there.
+    pub(super) fn carry(&self, generation: u64, key: &Key, partition: Arc<Partition>) {
+        let from = self.epoch();
         let mut table = self.table();
         if table.generation == generation {
-            table.carried.insert(key, carried);
+            let carried = Carried {
+                partition,
+                from,
+                same_cluster: true,
+                assigned_in: generation,
+                outdated: false,
+                handed_over: false,
+            };
+            table.carried.insert(key.clone(), carried);
         }
     }
 
@@ -186,6 +229,7 @@ impl ConsumerShared {
             partition.end();
         }
         if table.generation == generation {
+            table.carried.remove(key);
             table.owned.insert(key.clone(), Arc::clone(partition));
         } else {
             partition.end();

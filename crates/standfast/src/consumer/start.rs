@@ -37,7 +37,9 @@ pub(crate) struct Carried {
     pub(crate) from: Epoch,
     /// The present cluster is the same: a rebuilt client, other addresses.
     pub(crate) same_cluster: bool,
-    /// Another member has read it since: this consumer was not assigned it on the cluster in between.
+    /// The generation that was last assigned it; 0 if it was given to another member since.
+    pub(crate) assigned_in: u64,
+    /// Another member has read it since.
     pub(crate) outdated: bool,
     /// Its position was told to the group on this cluster.
     pub(crate) handed_over: bool,

@@ -422,3 +422,40 @@ async fn a_group_of_two_moves_without_a_gap_and_repeats_nothing() {
         );
     }
 }
+
+/// The flip comes later than the end of the session with the lost cluster, and the new one has no offsets of the group.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_own_position_outlasts_the_session() {
+    let mut world = World::start(2).await;
+    for cluster in [&world.west, &world.east] {
+        for partition in 0..2 {
+            produce_plain(&cluster.bootstrap(), "orders", partition, numbers(0..50));
+        }
+    }
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("billing")
+        .property("session.timeout.ms", "6000")
+        .on_missing_offset(MissingOffset::Earliest)
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    for _ in 0..100 {
+        let message = next(&mut consumer).await;
+        consumer.ack(&message).expect("ack");
+    }
+    world.west.kill();
+    until("the session is over", || consumer.assignment().is_empty()).await;
+    world.flip(EAST, Some(vec![Some(50); 2])).await;
+    for partition in 0..2 {
+        produce_plain(
+            &world.east.bootstrap(),
+            "orders",
+            partition,
+            numbers(50..51),
+        );
+    }
+    for _ in 0..2 {
+        assert_eq!(next(&mut consumer).await.offset(), 50);
+    }
+}
