@@ -117,25 +117,33 @@ impl Conductor {
         let Some(record) = view.record else {
             return true;
         };
-        self.check_lease(&fleet, view.confirmed_at);
+        let lease_lost = self.check_lease(&fleet, view.confirmed_at);
         if self.seen_epoch != Some(record.epoch) {
             self.begin_epoch(&record);
         }
         self.expiry.look(&fleet, &record, &self.secrets.status());
-        let Some(entry) = record.active_cluster() else {
-            return true;
-        };
-        let Some(credentials) = self.credentials(&fleet, &record, entry) else {
-            return true;
-        };
-        self.publish_target(&fleet, &record, entry, credentials);
-        self.keep_credentials(&record);
+        if let Some(entry) = record.active_cluster()
+            && let Some(credentials) = self.credentials(&fleet, &record, entry)
+        {
+            self.publish_target(&fleet, &record, entry, credentials);
+            self.keep_credentials(&record);
+        }
+        // Only now: who hears of it finds producers told.
+        if let Some(event) = lease_lost {
+            fleet.emit(event);
+        }
         true
     }
 
-    fn check_lease(&mut self, fleet: &FleetShared, confirmed_at: Option<Instant>) {
-        let Some(lease) = self.lease else { return };
+    /// The event, if the lease is lost now.
+    fn check_lease(
+        &mut self,
+        fleet: &FleetShared,
+        confirmed_at: Option<Instant>,
+    ) -> Option<FleetEvent> {
+        let lease = self.lease?;
         let is_lost = is_lost(lease, confirmed_at);
+        let mut event = None;
         if is_lost && !self.is_holding {
             let silent_for = confirmed_at.map(|at| at.elapsed());
             fleet.counters.leases_lost.fetch_add(1, Relaxed);
@@ -143,9 +151,10 @@ impl Conductor {
                 fleet = %fleet.name, ?lease, ?silent_for,
                 "discovery was silent for longer than the lease: producers hold their records until it answers"
             );
-            fleet.emit(FleetEvent::LeaseLost { silent_for });
+            event = Some(FleetEvent::LeaseLost { silent_for });
         }
         self.is_holding = is_lost;
+        event
     }
 
     fn begin_epoch(&mut self, record: &FleetRecord) {

@@ -84,6 +84,8 @@ async fn a_lease_holds_producers_and_a_rehearsal_finds_what_is_wrong() {
     );
     consul.pause();
     lease_lost(&mut events).await;
+    // The producer follows by one scheduling step; a send before that is simply in flight.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let mut held = Box::pin(send("held"));
     assert!(
         tokio::time::timeout(Duration::from_secs(2), &mut held)
