@@ -29,18 +29,18 @@ impl Assignment {
     /// Whether there was something to do.
     pub(super) fn follow(&mut self, consumer: &BaseConsumer<WorkerContext>) -> bool {
         let context = consumer.context();
-        let is_asked = context.shared.asked.swap(false, Relaxed);
+        let is_asked = context.shared.asked.load(Relaxed);
         let is_due = self.follow_at.is_some_and(|at| Instant::now() >= at);
-        if !is_asked && !is_due {
+        // What is asked for during a flip is for the generation that reads from now on.
+        if !(is_asked || is_due) || !context.shared.is_current(context.source.generation) {
             return false;
         }
+        context.shared.asked.store(false, Relaxed);
         self.follow_at = None;
-        if context.shared.is_current(context.source.generation) {
-            self.adopt_sought(context);
-            self.resolve_seeks(consumer);
-            self.follow_pauses(consumer);
-            self.settle(consumer);
-        }
+        self.adopt_sought(context);
+        self.resolve_seeks(consumer);
+        self.follow_pauses(consumer);
+        self.settle(consumer);
         self.serve_requests(consumer);
         is_asked
     }
@@ -155,6 +155,10 @@ impl Assignment {
 
     /// Answers what the application waits for.
     pub(super) fn serve_requests(&mut self, consumer: &BaseConsumer<WorkerContext>) {
+        let context = consumer.context();
+        if !context.shared.is_current(context.source.generation) {
+            return;
+        }
         let mut questions = Vec::new();
         for request in consumer.context().shared.take_requests() {
             match request {

@@ -209,6 +209,7 @@ impl Loop {
                 {
                     return Some(ended);
                 }
+                self.consumer.context().state().follow(&self.consumer);
             }
             self.apply_new_login();
         }
