@@ -31,6 +31,9 @@ const TOPIC: &str = "chaos";
 const PARTITIONS: i32 = 4;
 /// Longest wait for anything to work again.
 const SOON: Duration = Duration::from_secs(120);
+/// So long after the network is back a request that was sent before may arrive: TCP repeats it at ever longer intervals, for a
+/// socket that was closed too.
+const LATE_REQUESTS: Duration = Duration::from_secs(60);
 /// Records in each direction that show that the applications work.
 const SOME: usize = 200;
 
@@ -56,6 +59,9 @@ pub struct Report {
     pub steps: usize,
     /// How often the active cluster changed.
     pub flips: usize,
+    /// How often a returned cluster was restored once more, because requests from before it was cut off arrived late. Their records were
+    /// acknowledged to nobody, and their producers had sent them again.
+    pub restored_again: usize,
     /// How long it took.
     pub seconds: f64,
     /// What the log proves.
@@ -108,6 +114,7 @@ pub fn run(options: &Options) -> Report {
         seed: options.seed,
         steps,
         flips: fleet.flips,
+        restored_again: fleet.restored_again,
         seconds: began.elapsed().as_secs_f64(),
         verdict,
         journal,
@@ -123,6 +130,9 @@ struct Chaos {
     site: Site,
     active: Side,
     flips: usize,
+    /// When a cluster was last joined to the network again.
+    mended: Option<Instant>,
+    restored_again: usize,
 }
 
 impl Chaos {
@@ -141,6 +151,8 @@ impl Chaos {
             site,
             active: Side::West,
             flips: 0,
+            mended: None,
+            restored_again: 0,
         };
         fleet.wait_mirroring();
         fleet
@@ -216,7 +228,7 @@ impl Chaos {
     fn end(&mut self, outage: &Outage) {
         let side = self.side(outage.target);
         match (outage.target, outage.how) {
-            (Target::Active | Target::Standby, how) => bring_back(self.site.pair.side(side), how),
+            (Target::Active | Target::Standby, how) => self.bring_back(side, how),
             (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).spawn(),
             (Target::StandbyAgent | Target::ActiveAgent, How::Frozen | How::CutOff) => {
                 self.agent(side).signal(Signal::SIGCONT);
@@ -225,6 +237,18 @@ impl Chaos {
             (Target::Consul, How::Frozen | How::CutOff) => self.site.consul.resume(),
             (Target::Vault, How::Killed) => self.site.vault.unseal().expect("unseal"),
             (Target::Vault, How::Frozen | How::CutOff) => self.site.vault.resume(),
+        }
+    }
+
+    fn bring_back(&mut self, side: Side, how: How) {
+        let cluster = self.site.pair.side(side);
+        match how {
+            How::Killed => cluster.restart().expect("the cluster returns"),
+            How::CutOff if cluster.can_be_cut_off() => {
+                cluster.cut_off(false).expect("mended");
+                self.mended = Some(Instant::now());
+            }
+            How::Frozen | How::CutOff => cluster.resume(),
         }
     }
 
@@ -259,7 +283,7 @@ impl Chaos {
         }
         self.flip(&["failover", "--yes"]);
         self.work.wait_progress("on the other cluster", SOME, SOON);
-        bring_back(self.site.pair.side(lost), how);
+        self.bring_back(lost, how);
         self.restore(if full { "full" } else { "fast" });
         self.wait_mirroring();
     }
@@ -297,11 +321,17 @@ impl Chaos {
     /// The standby's mirror follows the active cluster.
     fn wait_mirroring(&mut self) {
         let standby = self.standby();
-        let agent = self.agent(standby);
-        agent.wait_ready();
+        self.agent(standby).wait_ready();
         let mut before = None;
         wait::until("the standby's mirror moves", SOON, || {
-            let mirror = agent.mirror(TOPIC);
+            let mirror = self.agent(standby).mirror(TOPIC);
+            let may_be_late = self
+                .mended
+                .is_some_and(|mended| mended.elapsed() < LATE_REQUESTS);
+            if mirror["mirror_status"] == "FAILED" && may_be_late {
+                self.restored_again += 1;
+                self.restore("full");
+            }
             let ends = |mirror: &Value| -> i64 {
                 let lags = mirror["mirror_lags"]
                     .as_array()
@@ -326,13 +356,5 @@ fn lose(cluster: &mut KafkaCluster, how: How) {
         How::Killed => cluster.kill(),
         How::CutOff if cluster.can_be_cut_off() => cluster.cut_off(true).expect("cut off"),
         How::Frozen | How::CutOff => cluster.pause(),
-    }
-}
-
-fn bring_back(cluster: &mut KafkaCluster, how: How) {
-    match how {
-        How::Killed => cluster.restart().expect("the cluster returns"),
-        How::CutOff if cluster.can_be_cut_off() => cluster.cut_off(false).expect("mended"),
-        How::Frozen | How::CutOff => cluster.resume(),
     }
 }
