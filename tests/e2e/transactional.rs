@@ -38,7 +38,7 @@ async fn each_order_is_enriched_once_when_the_source_is_lost() {
     }
     let mut config = AgentConfig::of(&pair, &[ORDERS, ENRICHED]);
     config.groups = vec![GROUP.to_owned()];
-    config.link_lines = "rate_limit = 150000\ngroup_sync_interval = \"1s\"".to_owned();
+    config.link_lines = "rate_limit = 500000\ngroup_sync_interval = \"1s\"".to_owned();
     let agent = Agent::start(&pair, &config);
     let fleet = Fleet::builder("payments")
         .discovery(DiscoveryOptions::file(pair.discovery_folder()))
@@ -155,10 +155,17 @@ async fn turn(client: &mut TransactionalClient) -> standfast::Result<()> {
         // To the other partition: both logs matter to each transaction.
         let made = Record::to(ENRICHED)
             .partition(PARTITIONS - 1 - order.partition())
-            .payload(order.payload().unwrap_or_default().to_vec());
+            .payload(padded(order.payload().unwrap_or_default()));
         transaction.send_for(&order, made).await?;
     }
     transaction.commit().await
+}
+
+/// Much larger than the order, so that the mirror of the output is further behind than that of the input.
+fn padded(payload: &[u8]) -> Vec<u8> {
+    let mut made = payload.to_vec();
+    made.resize(1_000, b' ');
+    made
 }
 
 async fn read(fleet: Fleet, seen: Arc<Mutex<Vec<(usize, String)>>>) {
@@ -171,7 +178,7 @@ async fn read(fleet: Fleet, seen: Arc<Mutex<Vec<(usize, String)>>>) {
     while let Some(message) = consumer.next().await {
         let message = message.expect("record");
         let text = String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned();
-        let number = text.parse().expect("number");
+        let number = text.trim_end().parse().expect("number");
         seen.lock()
             .expect("seen")
             .push((number, message.cluster().to_string()));
