@@ -7,7 +7,9 @@ use tracing::warn;
 
 use crate::calls::{self, LogRange};
 use crate::filler::{self, Mark};
+use crate::partition::Doubt;
 use crate::startup::{Refusal, Request, decided, destination};
+use crate::verify;
 
 /// The destination's log without what stood in front of the mirror's beginning.
 pub(crate) async fn find_again(
@@ -17,7 +19,8 @@ pub(crate) async fn find_again(
 ) -> Result<LogRange, Refusal> {
     let begins = decided(request).filter(|offset| (log.start + 1..=log.end).contains(offset));
     let found = match begins {
-        Some(start) => Some(start),
+        Some(start) if is_foreign(request, source_log, start - 1).await? => Some(start),
+        Some(_) => None,
         None => behind_filler(request, source_log, log).await?,
     };
     let Some(start) = found else {
@@ -31,6 +34,38 @@ pub(crate) async fn find_again(
         .await
         .map_err(destination)?;
     Ok(LogRange { start, ..log })
+}
+
+/// Whether the source has something else at the offset. What is remembered may be of another log: since then another engine of the link restored
+/// the mirror, or the topic was made anew, and what was mirrored into that one stays.
+async fn is_foreign(request: &Request, source_log: LogRange, offset: i64) -> Result<bool, Refusal> {
+    let Request { context, id, .. } = request;
+    let batch = calls::batch_at(&context.destination, id, offset).await;
+    if matches!(
+        batch
+            .map_err(destination)?
+            .as_ref()
+            .and_then(filler::mark_of),
+        Some(Mark::Seed(_))
+    ) {
+        return Ok(true);
+    }
+    if !(source_log.start..source_log.end).contains(&offset) {
+        return Ok(false);
+    }
+    let same = verify::same_at(
+        &context.source,
+        &context.destination,
+        &id.topic,
+        id.partition,
+        offset,
+    );
+    let same = same.await.map_err(|error| {
+        Refusal::Later(Doubt::destination(format!(
+            "offset {offset}, in front of the mirror's beginning, cannot be compared: {error}"
+        )))
+    })?;
+    Ok(!same)
 }
 
 /// Of a mirror that began at the source's log start only the filler in front tells where.
