@@ -28,6 +28,9 @@ use support::{
 const SESSION: Duration = Duration::from_secs(6);
 const GROUP: &str = "billing";
 
+/// All tests share the clusters and the user. Held for writing while a permission is missing that the others need, or would grant again.
+static PERMISSIONS: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
 struct World {
     authority: Authority,
     source: KafkaCluster,
@@ -317,6 +320,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
                 done(&running, &from, &to, &topic).await;
                 running.end().await;
             }
+            let alone = PERMISSIONS.write().await;
             revoke(cluster, std::slice::from_ref(&acl)).await;
             if acl.operation == Op::Alter {
                 grow(&from, &topic).await;
@@ -324,6 +328,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
             let running = Running::start(link("need-", &[&topic]).0);
             running.wait(&what, |link| !refusals(link).is_empty()).await;
             grant(cluster, &[acl]).await;
+            drop(alone);
             done(&running, &from, &to, &topic).await;
             running.end().await;
             assert_verified(&topic).await;
@@ -333,6 +338,7 @@ async fn the_documented_acls_are_enough_and_each_is_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_may_not_be_read_does_not_hold_up_the_others() {
+    let _granted = PERMISSIONS.read().await;
     let World {
         source,
         destination,
@@ -399,6 +405,7 @@ async fn a_topic_that_may_not_be_read_does_not_hold_up_the_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_are_named_and_corrected_without_a_restart() {
+    let _granted = PERMISSIONS.read().await;
     let World {
         authority,
         source,
@@ -444,6 +451,7 @@ async fn wrong_credentials_are_named_and_corrected_without_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_that_run_out_are_renewed_without_an_error() {
+    let _granted = PERMISSIONS.read().await;
     let World {
         source,
         destination,

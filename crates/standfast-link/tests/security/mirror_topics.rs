@@ -20,6 +20,7 @@ async fn config(cluster: &Cluster, topic: &str, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_that_may_not_be_raised_stops_its_partition_until_it_may() {
+    let _granted = PERMISSIONS.read().await;
     let World {
         source,
         destination,
@@ -87,6 +88,7 @@ async fn a_limit_that_may_not_be_raised_stops_its_partition_until_it_may() {
 /// Its own configs are kept from before the deletion, and the next engine takes the restore up, whatever hindered the first one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_may_not_be_created_again_gets_its_own_configs_when_it_may() {
+    let _granted = PERMISSIONS.read().await;
     let World {
         source,
         destination,
