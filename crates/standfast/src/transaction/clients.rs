@@ -16,7 +16,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::Shared;
-use super::flow::Reason;
+use super::flow::{Flow, Reason};
 use super::input::Inputs;
 use crate::client_config::{self, Role};
 use crate::client_log::ClientLog;
@@ -239,6 +239,12 @@ pub(super) struct InputContext {
 impl InputContext {
     pub(super) fn state(&self) -> MutexGuard<'_, Inputs> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is read any more; what was read ahead is forgotten.
+    pub(super) fn clear_inputs(&self) {
+        let clear = |flow: &mut Flow| (flow.clear_inputs(), None);
+        self.shared.change_of(self.source.generation, clear);
     }
 }
 

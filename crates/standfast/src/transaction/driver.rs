@@ -118,9 +118,13 @@ impl Driver {
     }
 
     fn cut_off(&mut self, reason: Reason) {
-        self.shared.change(|flow| ((), flow.end_generation(reason)));
-        // The thread goes on by itself and takes its clients down.
-        self.current = None;
+        // The thread goes on by itself and takes its clients down. It is told under the lock, so that it cannot begin to work after this.
+        let current = self.current.take();
+        self.shared.change(|flow| {
+            let abort = flow.end_generation(reason);
+            drop(current);
+            ((), abort)
+        });
     }
 
     /// Whether to pause before the next one.

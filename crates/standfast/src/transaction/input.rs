@@ -65,7 +65,7 @@ impl Inputs {
         self.version += 1;
         self.running.clear();
         self.held.clear();
-        reader.context().shared.flow().clear_inputs();
+        reader.context().clear_inputs();
         if let Err(error) = reader.unassign() {
             tracing::warn!(client = reader.context().log.client.as_str(), %error, "partitions could not be given back");
         }
@@ -78,7 +78,9 @@ impl Inputs {
         if open.is_none() {
             return;
         }
-        shared.change(|flow| ((), flow.abort(reason, false)));
+        shared.change_of(context.source.generation, |flow| {
+            ((), flow.abort(reason, false))
+        });
         ffi::flush(context.base.client(), LAST_RECORDS);
         let aborted = context.base.abort_transaction(limit);
         if let Err(error) = aborted.and_then(|()| context.base.begin_transaction()) {
@@ -100,13 +102,18 @@ impl Inputs {
 
     /// Reads on from what is committed: a transaction was aborted.
     pub(super) fn rewind(&mut self, reader: &Reader) {
-        let shared = &reader.context().shared;
-        for (key, offset) in shared.flow().inputs() {
+        let context = reader.context();
+        let flow = context.shared.flow();
+        if !flow.is_present(context.source.generation) {
+            return;
+        }
+        for (key, offset) in flow.inputs() {
             let numbers = self.running.get_mut(&*key.0);
             if let Some(running) = numbers.and_then(|numbers| numbers.get_mut(&key.1)) {
                 running.fetched = offset;
             }
         }
+        drop(flow);
         if !self.running.is_empty() {
             self.apply(reader);
         }
@@ -132,7 +139,7 @@ impl Inputs {
                 self.held.insert((topic.clone(), number), held);
             }
         }
-        reader.context().shared.flow().clear_inputs();
+        reader.context().clear_inputs();
         self.retry_at = None;
         self.find_starts(reader);
         self.apply(reader);
@@ -201,7 +208,7 @@ impl Inputs {
             ) {
                 Ok((offset, reason)) => {
                     let window = known.map(|(_, window)| window).unwrap_or_default();
-                    self.start(&shared, key, offset, reason, window);
+                    self.start(reader.context(), key, offset, reason, window);
                     found = true;
                 }
                 Err(reason) => {
@@ -215,12 +222,13 @@ impl Inputs {
 
     fn start(
         &mut self,
-        shared: &Shared,
+        context: &InputContext,
         (topic, number): (String, i32),
         offset: i64,
         reason: StartReason,
         window: Window,
     ) {
+        let shared = &context.shared;
         let client = shared.name.clone();
         tracing::info!(
             client = client.as_str(),
@@ -231,9 +239,10 @@ impl Inputs {
             "partition is read"
         );
         let partition = Partition::new(topic.as_str().into(), number, offset, Window::default());
-        shared
-            .flow()
-            .add_input(Input::new(Arc::clone(&partition), offset, window));
+        let input = Input::new(Arc::clone(&partition), offset, window);
+        shared.change_of(context.source.generation, |flow| {
+            (flow.add_input(input), None)
+        });
         shared.fleet.emit(FleetEvent::PartitionStarted {
             client,
             topic: topic.clone(),

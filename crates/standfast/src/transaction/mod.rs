@@ -437,6 +437,22 @@ impl Shared {
         result
     }
 
+    /// Changes the flow if it still is this generation's. An old one goes on for a while beside the next: what its client says and
+    /// does then no longer counts.
+    fn change_of<T>(
+        &self,
+        generation: u64,
+        change: impl FnOnce(&mut Flow) -> (T, Option<Abort>),
+    ) -> Option<T> {
+        self.change(|flow| {
+            if !flow.is_present(generation) {
+                return (None, None);
+            }
+            let (result, abort) = change(flow);
+            (Some(result), abort)
+        })
+    }
+
     fn tell(&self, abort: &Abort) {
         add(&self.fleet.counters.transactions_aborted, 1);
         if abort.by_application {

@@ -153,10 +153,20 @@ impl Generation {
             epoch: self.target.epoch,
             ended: self.stop.clone(),
         };
-        if self.stop.is_cancelled() {
+        let stop = &self.stop;
+        let installed = self.shared.change(|flow| match stop.is_cancelled() {
+            true => (false, None),
+            false => (
+                {
+                    flow.install(link);
+                    true
+                },
+                None,
+            ),
+        });
+        if !installed {
             return Ended::Stopped;
         }
-        self.shared.change(|flow| (flow.install(link), None));
         self.report_ready(cluster_id);
         match self.work(&orders) {
             Err(ended) => ended,
@@ -279,7 +289,8 @@ impl Generation {
                 if is_committed {
                     self.begin()?;
                 }
-                self.shared.change(|flow| (flow.end_order(), None));
+                self.shared
+                    .change_of(self.number, |flow| (flow.end_order(), None));
             }
             Order::Abort {
                 serial,
@@ -289,7 +300,8 @@ impl Generation {
                 if self.shared.flow().is_at(self.number, serial) {
                     self.abort(reason)?;
                 }
-                self.shared.change(|flow| (flow.end_order(), None));
+                self.shared
+                    .change_of(self.number, |flow| (flow.end_order(), None));
                 if let Some(reply) = reply {
                     let _ = reply.send(());
                 }
@@ -318,7 +330,8 @@ impl Generation {
         let committed = self.try_commit(positions, deadline);
         let Err(error) = committed else {
             add(&self.shared.fleet.counters.transactions_committed, 1);
-            self.shared.change(|flow| (flow.committed(), None));
+            self.shared
+                .change_of(self.number, |flow| (flow.committed(), None));
             return Ok(Ok(()));
         };
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
@@ -345,6 +358,9 @@ impl Generation {
         if let (Some(reader), false) = (&self.clients.reader, positions.is_empty()) {
             let (epoch, outputs) = {
                 let flow = self.shared.flow();
+                if !flow.is_present(self.number) {
+                    return Err(KafkaError::Canceled);
+                }
                 let epoch = flow.epoch().unwrap_or(self.target.epoch);
                 (epoch, flow.outputs.text().to_owned())
             };
@@ -385,7 +401,8 @@ impl Generation {
 
     /// Aborts the transaction, begins the next, and reads on from what is committed.
     fn abort(&mut self, reason: Reason) -> Result<(), Ended> {
-        self.shared.change(|flow| ((), flow.abort(reason, false)));
+        self.shared
+            .change_of(self.number, |flow| ((), flow.abort(reason, false)));
         let deadline = Instant::now() + ABORT;
         let base = &self.clients.base;
         ffi::flush(base.client(), LAST_RECORDS);
@@ -482,11 +499,10 @@ impl Generation {
             }
         }
         if !self.items.is_empty() {
-            let (items, number) = (&mut self.items, self.number);
-            self.shared.change(|flow| match flow.is_present(number) {
-                true => (flow.push(items), None),
-                false => (items.clear(), None),
-            });
+            let items = &mut self.items;
+            self.shared
+                .change_of(self.number, |flow| (flow.push(items), None));
+            items.clear();
         }
         let mut state = reader.context().state();
         state.retry_held(reader);

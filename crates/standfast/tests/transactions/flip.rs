@@ -93,7 +93,14 @@ async fn a_flip_aborts_the_open_transaction_and_nothing_is_lost_or_doubled() {
         mirror(&east, &west, partition, 130);
     }
     carry_offsets(&east, &west);
-    let (to_west, ()) = tokio::join!(world.flip(WEST, Some(vec![Some(130); 2])), waiting);
+    // The old client leaves its group late: what it gives back then is not what the new one reads.
+    world.east.pause();
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.east.resume();
+    };
+    let flip = world.flip(WEST, Some(vec![Some(130); 2]));
+    let (to_west, (), ()) = tokio::join!(flip, waiting, late);
     println!("epoch {to_west}");
     transform(&mut client, 59).await;
     let mut all = seen(&west);

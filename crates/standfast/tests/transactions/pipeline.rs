@@ -12,6 +12,9 @@ use crate::harness::{SOON, World};
 pub(crate) const GROUP: &str = "enrich";
 pub(crate) const PARTITIONS: i32 = 2;
 
+/// Most records of a transaction: few, so that what is transformed after a flip takes longer than the old clients do to leave.
+const TURN: usize = 3;
+
 /// How long a transaction waits for one more record.
 const WAIT: Duration = Duration::from_millis(50);
 
@@ -66,7 +69,7 @@ pub(crate) async fn transform(client: &mut TransactionalClient, count: usize) ->
             Instant::now() < deadline,
             "{done} of {count} records transformed, {aborted} transactions aborted"
         );
-        match turn(client, 7).await {
+        match turn(client, TURN).await {
             Ok(records) => done += records,
             Err(error @ Error::TransactionAborted { .. }) => {
                 assert!(error.is_retryable());
