@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Rounds of each
     #[arg(long, default_value_t = 9)]
     rounds: u32,
+    /// Records per second in the rounds at an application's pace
+    #[arg(long, default_value_t = 20_000)]
+    rate: u32,
     /// Write the result to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -68,7 +71,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             &folder.path().display().to_string(),
             TOPIC,
         ])
-        .args([arguments.records, arguments.rounds, WINDOW].map(|number| number.to_string()))
+        .args(
+            [arguments.records, arguments.rounds, WINDOW, arguments.rate]
+                .map(|number| number.to_string()),
+        )
         .output()
         .context("run wrapper-cost")?;
     ensure!(
@@ -81,18 +87,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         std::fs::write(file, serde_json::to_string_pretty(&result)? + "\n")
             .with_context(|| format!("write {}", file.display()))?;
     }
-    let us = |name: &str| result[name].as_f64().unwrap_or(f64::NAN);
     println!(
-        "per record of 1 kB, medians of {} rounds in turns: rdkafka {:.2} us, wrapper {:.2} us; CPU {:.2} and {:.2} us \
-         (+{:.2}); throughput {:+.1} %",
-        arguments.rounds,
-        us("bare_us"),
-        us("wrapper_us"),
-        us("bare_cpu_us"),
-        us("wrapper_cpu_us"),
-        us("wrapper_cpu_us") - us("bare_cpu_us"),
-        -us("throughput_loss_percent"),
+        "per record of 1 kB, medians of {} rounds in turns",
+        arguments.rounds
     );
+    println!("{}", line("as fast as they go", &result));
+    let pace = format!("{} records per second", arguments.rate);
+    println!("{}", line(&pace, &result["paced"]));
     println!(
         "{}; {} build; load at the end {}",
         report::machine(),
@@ -100,4 +101,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         report::load()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+fn line(what: &str, result: &Value) -> String {
+    let us = |name: &str| result[name].as_f64().unwrap_or(f64::NAN);
+    format!(
+        "{what}: rdkafka {:.2} us, wrapper {:.2} us; CPU {:.2} and {:.2} us ({:+.2}); throughput {:+.1} %",
+        us("bare_us"),
+        us("wrapper_us"),
+        us("bare_cpu_us"),
+        us("wrapper_cpu_us"),
+        us("wrapper_cpu_us") - us("bare_cpu_us"),
+        -us("throughput_loss_percent"),
+    )
 }
