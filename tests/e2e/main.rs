@@ -7,6 +7,7 @@ mod cut_off;
 mod divergence;
 mod failover;
 mod filler;
+mod forgotten;
 mod identity;
 mod outages;
 mod returned;

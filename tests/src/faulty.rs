@@ -1,4 +1,5 @@
-//! A broker that tells nonsense: a proxy in front of a real one, which spoils what it answers to Fetch, or holds Produce requests back.
+//! A broker that tells nonsense: a proxy in front of a real one, which spoils what it answers to Fetch, holds Produce requests back, or names no
+//! broker.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{MetadataResponse, ResponseHeader};
+use kafka_protocol::messages::{BrokerId, MetadataResponse, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::wait;
@@ -17,6 +18,7 @@ use crate::wait;
 const PRODUCE: i16 = 0;
 const FETCH: i16 = 1;
 const METADATA: i16 = 3;
+const LEADER_NOT_AVAILABLE: i16 = 5;
 /// How long the broker may take for requests that were held back.
 const DELIVERY: Duration = Duration::from_secs(20);
 /// Larger than any frame of these tests.
@@ -71,6 +73,10 @@ struct State {
     held: Mutex<Vec<(TcpStream, Vec<u8>)>>,
     /// Answers to Produce so far.
     produced: AtomicUsize,
+    /// Metadata names no broker.
+    forgets: AtomicBool,
+    /// Answers of that kind so far.
+    forgotten: AtomicUsize,
 }
 
 impl FaultyBroker {
@@ -86,6 +92,8 @@ impl FaultyBroker {
             holds: AtomicBool::new(false),
             held: Mutex::default(),
             produced: AtomicUsize::new(0),
+            forgets: AtomicBool::new(false),
+            forgotten: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&state);
         thread::spawn(move || {
@@ -105,6 +113,16 @@ impl FaultyBroker {
     /// From now on, also on connections that exist.
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().expect("fault") = fault;
+    }
+
+    /// Names no broker in Metadata and leads no partition, as a cluster does for a moment when broker and controller wake up together.
+    pub fn forget(&self, forgets: bool) {
+        self.state.forgets.store(forgets, Ordering::SeqCst);
+    }
+
+    /// Answers so far that named no broker.
+    pub fn forgotten(&self) -> usize {
+        self.state.forgotten.load(Ordering::SeqCst)
     }
 
     /// Holds Produce requests back from now on, as the network or a frozen sender's kernel would. They outlive the client.
@@ -206,7 +224,12 @@ fn forward_answers(
         let fault = *state.fault.lock().expect("fault");
         match request {
             Some((METADATA, version)) => {
-                write_frame(&mut client, &rename(&frame, version, state.port))?;
+                let forgets = state.forgets.load(Ordering::SeqCst);
+                let port = (!forgets).then_some(state.port);
+                write_frame(&mut client, &rename(&frame, version, port))?;
+                state
+                    .forgotten
+                    .fetch_add(usize::from(forgets), Ordering::SeqCst);
             }
             Some((FETCH, _)) if fault != Fault::None => {
                 let spoiled = spoil(&mut client, &mut frame, fault)?;
@@ -272,15 +295,28 @@ fn batch_length_at(frame: &[u8]) -> Option<usize> {
     })
 }
 
-/// The Metadata answer with the proxy in place of the broker.
-fn rename(frame: &[u8], version: i16, port: u16) -> Vec<u8> {
+/// The Metadata answer with the proxy in place of the broker, or without any.
+fn rename(frame: &[u8], version: i16, port: Option<u16>) -> Vec<u8> {
     let mut bytes = Bytes::copy_from_slice(frame);
     let header_version = MetadataResponse::header_version(version);
     let header = ResponseHeader::decode(&mut bytes, header_version).expect("response header");
     let mut answer = MetadataResponse::decode(&mut bytes, version).expect("Metadata");
-    for broker in &mut answer.brokers {
-        broker.host = StrBytes::from_static_str("127.0.0.1");
-        broker.port = i32::from(port);
+    match port {
+        Some(port) => {
+            for broker in &mut answer.brokers {
+                broker.host = StrBytes::from_static_str("127.0.0.1");
+                broker.port = i32::from(port);
+            }
+        }
+        None => {
+            answer.brokers.clear();
+            answer.controller_id = BrokerId(-1);
+            let partitions = answer.topics.iter_mut().flat_map(|t| &mut t.partitions);
+            for partition in partitions {
+                partition.error_code = LEADER_NOT_AVAILABLE;
+                partition.leader_id = BrokerId(-1);
+            }
+        }
     }
     let mut renamed = BytesMut::new();
     header

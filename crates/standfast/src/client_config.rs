@@ -11,6 +11,9 @@ use crate::target::Target;
 /// Properties given by the application.
 pub(crate) type Properties = BTreeMap<String, String>;
 
+/// Where a client begins.
+pub(crate) const BOOTSTRAP_SERVERS: &str = "bootstrap.servers";
+
 /// Defaults of every client.
 const COMMON: &[(&str, &str)] = &[
     // Fail fast and try again: a dead broker must not cost the default 30 s per attempt.
@@ -268,7 +271,7 @@ pub(crate) fn for_target(
     target: &Target,
 ) -> Result<ClientConfig> {
     let mut config = base(role, properties);
-    config.set("bootstrap.servers", &target.entry.bootstrap);
+    config.set(BOOTSTRAP_SERVERS, &target.entry.bootstrap);
     config.set("security.protocol", target.entry.security_protocol.as_str());
     apply_security(&mut config, target)?;
     Ok(config)

@@ -1,10 +1,11 @@
 //! librdkafka's log lines and errors, routed to `tracing`, without the flood that a dead cluster makes.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use standfast_discovery::ClusterName;
 
 use crate::event::ClientName;
@@ -21,6 +22,7 @@ pub(crate) struct ClientLog {
     pub(crate) client: ClientName,
     pub(crate) cluster: ClusterName,
     limiter: Mutex<Vec<Kind>>,
+    all_down: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl ClientLog {
             client,
             cluster,
             limiter: Mutex::new(Vec::new()),
+            all_down: AtomicBool::new(false),
         }
     }
 
@@ -59,6 +62,9 @@ impl ClientLog {
 
     /// A global error of a client, raised once per broker and failure.
     pub(crate) fn error(&self, error: &KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.all_down.store(true, Relaxed);
+        }
         let kind = error
             .rdkafka_error_code()
             .map_or_else(|| "error".to_owned(), |code| format!("{code:?}"));
@@ -72,6 +78,11 @@ impl ClientLog {
                 "{reason}"
             );
         }
+    }
+
+    /// Whether the client has said since the last call that it is connected to no broker.
+    pub(crate) fn take_all_down(&self) -> bool {
+        self.all_down.load(Relaxed) && self.all_down.swap(false, Relaxed)
     }
 
     /// Whether a line of this kind may be written now, and how many were left out before it.

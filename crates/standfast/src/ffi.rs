@@ -94,6 +94,36 @@ pub(crate) fn partition_of_key(hash: KeyHash, key: Option<&[u8]>, partitions: i3
     unsafe { function(topic, address.cast(), len, partitions.max(1), none, none) }
 }
 
+/// Whether a broker answers a question for the brokers and the topics that the client knows. Makes it connect.
+pub(crate) fn is_answered<C: ClientContext>(client: &Client<C>, timeout: Duration) -> bool {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut metadata = std::ptr::null();
+    // SAFETY: the client is borrowed, hence alive; no topic handle is given, and the target is valid for writes.
+    let code = unsafe {
+        sys::rd_kafka_metadata(
+            client.native_ptr(),
+            0,
+            std::ptr::null_mut(),
+            &mut metadata,
+            timeout,
+        )
+    };
+    if !metadata.is_null() {
+        // SAFETY: set by the call above, hence ours to destroy, once.
+        unsafe { sys::rd_kafka_metadata_destroy(metadata) };
+    }
+    code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+}
+
+/// Gives a client addresses to begin at, besides those that it has.
+pub(crate) fn add_brokers<C: ClientContext>(client: &Client<C>, bootstrap: &str) {
+    let Ok(list) = CString::new(bootstrap) else {
+        return;
+    };
+    // SAFETY: the client is borrowed, hence alive; librdkafka copies the list.
+    unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), list.as_ptr()) };
+}
+
 /// Waits until every record has been answered for, as long as somebody else polls. rust-rdkafka's own `flush` polls in slices
 /// of 100 ms and may take that long for nothing.
 pub(crate) fn flush<C: ClientContext>(client: &Client<C>, timeout: Duration) -> bool {

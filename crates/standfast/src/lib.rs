@@ -35,6 +35,7 @@ mod stats;
 mod target;
 mod transaction;
 mod warm;
+mod way_back;
 
 #[doc = include_str!("../MOVING.md")]
 pub mod moving_from_rdkafka {}

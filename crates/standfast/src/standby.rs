@@ -30,6 +30,7 @@ use crate::event::{ClientName, FleetEvent};
 use crate::producer::ProducerShared;
 use crate::record::{ID_HEADER, RecordId};
 use crate::target::Target;
+use crate::way_back::WayBack;
 use crate::{ffi, reaper};
 
 /// How often log ends are asked while records wait for them.
@@ -149,6 +150,7 @@ async fn follow(
                 cluster: cluster.clone(),
                 stopped,
                 client: None,
+                way_back: WayBack::default(),
                 flip: Instant::now(),
                 equal: HashSet::new(),
                 not_before: HashMap::new(),
@@ -182,6 +184,7 @@ struct Watcher {
     cluster: ClusterName,
     stopped: Receiver<()>,
     client: Option<(Arc<Target>, BaseConsumer<StandbyContext>)>,
+    way_back: WayBack,
     /// The flip since which comparisons count.
     flip: Instant,
     /// Partitions whose log was found to be a mirror.
@@ -248,6 +251,11 @@ impl Watcher {
             return Ok(());
         }
         self.connect(&standby)?;
+        if let Some((target, client)) = &self.client {
+            let log = &client.context().log;
+            self.way_back
+                .look(client.client(), log, &target.entry.bootstrap);
+        }
         let mut ends = Vec::new();
         let mut failed = None;
         for (topic, partitions) in &wanted {

@@ -26,6 +26,7 @@ use crate::event::FleetEvent;
 use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
+use crate::way_back::WayBack;
 
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -118,6 +119,7 @@ impl Worker {
             commit_at: Instant::now(),
             full_since: None,
             brisk_until: Instant::now(),
+            way_back: WayBack::default(),
         }
         .run()
     }
@@ -148,6 +150,7 @@ struct Loop {
     full_since: Option<Instant>,
     /// Until then the application may soon ask for something.
     brisk_until: Instant,
+    way_back: WayBack,
 }
 
 impl Loop {
@@ -211,6 +214,7 @@ impl Loop {
                 }
                 self.consumer.context().state().follow(&self.consumer);
             }
+            self.find_back();
             self.apply_new_login();
         }
         None
@@ -350,7 +354,14 @@ impl Loop {
             state.commit(&self.consumer);
         }
         drop(state);
+        self.find_back();
         self.apply_new_login();
+    }
+
+    fn find_back(&mut self) {
+        let bootstrap = &self.target.entry.bootstrap;
+        let log = &self.consumer.context().log;
+        self.way_back.look(self.consumer.client(), log, bootstrap);
     }
 
     fn apply_new_login(&mut self) {

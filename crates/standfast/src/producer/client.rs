@@ -15,12 +15,14 @@ use rdkafka::statistics::Statistics;
 
 use super::partitioner::{Choice, choosing};
 use super::{BURST, ProducerShared};
+use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::reaper;
 use crate::record::{Delivery, Record, RecordId};
 use crate::warm::{self, Warmable};
+use crate::way_back::WayBack;
 
 /// One round of the poll thread; also what stopping it may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -75,11 +77,14 @@ impl ProducerClient {
         let base: Arc<Base> = Arc::new(Base::from_config_and_context(&config, context)?);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (Arc::clone(&base), Arc::clone(&stop));
+        let bootstrap = config.get(BOOTSTRAP_SERVERS).unwrap_or_default().to_owned();
         let poll_thread = thread::Builder::new()
             .name("standfast-poll".to_owned())
             .spawn(move || {
+                let mut way_back = WayBack::default();
                 while !stopped.load(Relaxed) {
                     polled.poll(POLL);
+                    way_back.look(polled.client(), &polled.context().log, &bootstrap);
                 }
             })
             .map_err(|error| KafkaError::ClientCreation(format!("poll thread: {error}")))?;

@@ -24,6 +24,7 @@ use crate::consumer::Source;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::target::Target;
+use crate::way_back::WayBack;
 use crate::{ffi, reaper};
 
 /// One round of the poll thread; also what stopping it may take.
@@ -88,11 +89,14 @@ impl Clients {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (Arc::clone(&base), Arc::clone(&stop));
+        let bootstrap = target.entry.bootstrap.clone();
         let poll_thread = thread::Builder::new()
             .name("standfast-poll".to_owned())
             .spawn(move || {
+                let mut way_back = WayBack::default();
                 while !stopped.load(Relaxed) {
                     polled.poll(POLL);
+                    way_back.look(polled.client(), &polled.context().log, &bootstrap);
                 }
             })
             .map_err(|error| Error::Configuration {

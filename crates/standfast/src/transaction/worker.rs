@@ -23,6 +23,7 @@ use crate::event::FleetEvent;
 use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
+use crate::way_back::WayBack;
 
 /// One blocking call of librdkafka; also what stopping the thread may take.
 const SLICE: Duration = Duration::from_secs(1);
@@ -226,7 +227,12 @@ impl Generation {
         let mut wait = SHORT;
         let mut full_since = None;
         let mut told = false;
+        let mut way_back = WayBack::default();
         while !self.stop.is_cancelled() {
+            if let Some(reader) = &self.clients.reader {
+                let log = &reader.context().log;
+                way_back.look(reader.client(), log, &self.target.entry.bootstrap);
+            }
             match orders.recv_timeout(wait) {
                 Ok(order) => self.carry_out(order)?,
                 Err(RecvTimeoutError::Timeout) => {}
