@@ -189,6 +189,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("log.queue", BY_CALLBACK),
     ("opaque", BY_CALLBACK),
     ("statistics.interval.ms", "use Fleet::snapshot()"),
+    (
+        "plugin.library.paths",
+        "a plugin gets at every record and callback, and the wrapper could not answer for them any more",
+    ),
+    (
+        "test.mock.num.brokers",
+        "the client would talk to a cluster of its own making",
+    ),
 ];
 
 /// What a client is for.
