@@ -1,5 +1,7 @@
 //! One generation: both clients of one cluster on a thread of its own, because librdkafka's transactional calls block.
 
+mod reading;
+
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -7,18 +9,16 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message as _;
 use rdkafka::producer::Producer;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::clients::{Clients, InputContext, Reader};
+use super::clients::Clients;
 use super::flow::{Abort, Item, Link, Order, Reason};
 use crate::connect::Connect;
-use crate::consumer::{MAX_TEXT, Message, is_link_filler, label};
-use crate::error::Error;
+use crate::consumer::{MAX_TEXT, label};
 use crate::event::FleetEvent;
 use crate::ffi;
 use crate::stats::add;
@@ -48,15 +48,8 @@ const LONG: Duration = Duration::from_millis(20);
 /// Records moved to the application at once.
 const BATCH: usize = 256;
 
-/// How long the application may leave the queue full before the partitions are paused. Afterwards polling goes on, so that the
-/// group sees a live member.
-const PAUSE_AFTER: Duration = Duration::from_millis(500);
-
 /// Pause between two looks for the offsets of a group that has none.
 const OFFSETS_PAUSE: Duration = Duration::from_millis(500);
-
-/// One question to the cluster.
-const ASK: Duration = Duration::from_secs(3);
 
 /// How a generation ended.
 #[derive(Debug)]
@@ -426,143 +419,6 @@ impl Generation {
         begun.map_err(|error| self.failed(&error))
     }
 
-    /// Joins the group, unless it has no offset on this cluster at all and none may be made up: offsets can only be
-    /// synchronised into a group without members.
-    fn may_join(&self, told: &mut bool) -> Result<bool, Ended> {
-        let Some(reader) = &self.clients.reader else {
-            return Ok(true);
-        };
-        let topics: Vec<&str> = self.shared.topics.iter().map(String::as_str).collect();
-        let must_wait = self.shared.policy == crate::consumer::MissingOffset::Error;
-        if must_wait && !has_any_offset(reader, &topics).unwrap_or(false) {
-            if !std::mem::replace(told, true) {
-                tracing::warn!(
-                    client = self.shared.name.as_str(), cluster = %self.target.cluster, group = self.shared.group,
-                    "the group has no committed offset on this cluster; it is joined when its offsets have arrived, or choose \
-                     on_missing_offset(Earliest or Latest)"
-                );
-            }
-            return Ok(false);
-        }
-        reader
-            .subscribe(&topics)
-            .map_err(|error| Ended::Broken(error.to_string()))?;
-        Ok(true)
-    }
-
-    /// Reads ahead; whether there was something to read.
-    fn read(&mut self, full_since: &mut Option<Instant>) -> Result<bool, Ended> {
-        let Some(reader) = &self.clients.reader else {
-            return Ok(false);
-        };
-        let (has_room, half_empty) = {
-            let flow = self.shared.flow();
-            (flow.has_room(), flow.is_half_empty())
-        };
-        if half_empty && full_since.take().is_some() {
-            reader.context().state().set_paused(reader, false);
-        }
-        if !has_room && full_since.get_or_insert_with(Instant::now).elapsed() < PAUSE_AFTER {
-            return Ok(false);
-        }
-        if !has_room {
-            reader.context().state().set_paused(reader, true);
-        }
-        let mut any = false;
-        let mut version = reader.context().state().version;
-        while self.items.len() < BATCH {
-            let polled = reader.poll(Duration::ZERO);
-            let now = reader.context().state().version;
-            if std::mem::replace(&mut version, now) != now {
-                // Positions are new: what was read before would leave a gap.
-                self.items.clear();
-            }
-            match polled {
-                None => break,
-                Some(Ok(message)) => {
-                    any = true;
-                    let context = reader.context();
-                    let mut state = context.state();
-                    let Some(partition) =
-                        state.read(message.topic(), message.partition(), message.offset())
-                    else {
-                        add(&self.shared.fleet.counters.records_discarded, 1);
-                        continue;
-                    };
-                    self.items.push(if is_link_filler(&message) {
-                        Item::Filler {
-                            key: (Arc::clone(&partition.topic), partition.number),
-                            offset: message.offset(),
-                        }
-                    } else {
-                        Item::Record(Message::copy(&message, partition, &context.source, false))
-                    });
-                }
-                Some(Err(error)) => {
-                    let failure = self.read_failed(reader, error)?;
-                    self.items.extend(failure.map(Item::Failure));
-                }
-            }
-        }
-        if !self.items.is_empty() {
-            let items = &mut self.items;
-            self.shared
-                .change_of(self.number, |flow| (flow.push(items), None));
-            items.clear();
-        }
-        let mut state = reader.context().state();
-        state.retry_held(reader);
-        match state.broken.take() {
-            Some(reason) => Err(Ended::Broken(reason)),
-            None => {
-                drop(state);
-                self.apply_new_login();
-                Ok(any)
-            }
-        }
-    }
-
-    fn read_failed(&self, reader: &Reader, error: KafkaError) -> Result<Option<Error>, Ended> {
-        use RDKafkaErrorCode as Code;
-        if let KafkaError::MessageConsumptionFatal(code) = error {
-            return Err(Ended::Broken(code.to_string()));
-        }
-        match error.rdkafka_error_code() {
-            Some(Code::Fatal) => Err(Ended::Broken(error.to_string())),
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
-                let context: &InputContext = reader.context();
-                let mut state = context.state();
-                state.abort(context, Reason::Kafka(error.to_string()), ABORT);
-                state.check_positions(reader);
-                Ok(None)
-            }
-            Some(
-                Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::InvalidTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::InvalidGroupId
-                | Code::InconsistentGroupProtocol,
-            ) => Ok(Some(Error::Consume {
-                group: self.shared.group.clone(),
-                cluster: self.target.cluster.clone(),
-                reason: Box::new(error),
-            })),
-            // Lost connections and the like: librdkafka tries again, `error()` has logged it.
-            _ => Ok(None),
-        }
-    }
-
-    fn apply_new_login(&self) {
-        // A new password is used at the next authentication; the driver makes new clients for all other changes.
-        let target = self.shared.fleet.targets.borrow().clone();
-        let Some(target) = target.filter(|target| target.same_client(&self.target)) else {
-            return;
-        };
-        self.clients.follow_login(&target);
-    }
-
     /// Aborts what is open, without anybody waiting for it, and takes the clients down.
     fn end(self) {
         // On a cluster that lives the records would hold up its readers until the transaction times out.
@@ -570,25 +426,6 @@ impl Generation {
         let _ = self.clients.base.abort_transaction(LAST_ABORT);
         self.clients.retire();
     }
-}
-
-fn has_any_offset(reader: &Reader, topics: &[&str]) -> Result<bool, KafkaError> {
-    let mut list = TopicPartitionList::new();
-    for topic in topics {
-        let metadata = reader.fetch_metadata(Some(topic), ASK)?;
-        for partition in metadata
-            .topics()
-            .iter()
-            .flat_map(|found| found.partitions())
-        {
-            list.add_partition(topic, partition.id());
-        }
-    }
-    if list.count() == 0 {
-        return Ok(true);
-    }
-    let offsets = ffi::committed_offsets(&reader.committed_offsets(list, ASK)?);
-    Ok(offsets.iter().any(|entry| entry.offset.is_some()))
 }
 
 fn is_retriable(error: &KafkaError) -> bool {
