@@ -9,11 +9,22 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+
+use crate::ffi;
+
 /// Old clients that may wait to be taken down. One takes well under a second; this is many producers over many flips.
 const MAX_RETIRING: usize = 256;
 
 /// A retirement that takes longer than this is worth a line in the log: twice the wrapper's session timeout.
 const SLOW: Duration = Duration::from_secs(20);
+
+/// How long an old client may take to find out whether its coordinator is alive.
+const COORDINATOR: Duration = Duration::from_millis(500);
+
+/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
+const LEAVE: Duration = Duration::from_millis(500);
 
 static RETIRING: AtomicU64 = AtomicU64::new(0);
 static ABANDONED: AtomicU64 = AtomicU64::new(0);
@@ -54,6 +65,23 @@ pub(crate) fn retiring() -> u64 {
 /// Clients that had to be abandoned.
 pub(crate) fn abandoned() -> u64 {
     ABANDONED.load(Relaxed)
+}
+
+/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
+/// destroys the client without the close protocol, which has no deadline. May block; `owned`: the partitions that it has.
+///
+/// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
+/// coordinator that is gone (fixed in 2.14.2).
+pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, owned: TopicPartitionList) {
+    let is_member = owned.count() > 0;
+    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
+        consumer.unsubscribe();
+        let until = Instant::now() + LEAVE;
+        while Instant::now() < until {
+            drop(consumer.poll(Duration::from_millis(50)));
+        }
+    }
+    ffi::destroy_without_close(consumer);
 }
 
 struct Job {

@@ -1,7 +1,7 @@
 //! What librdkafka calls back into for one generation of a consumer, and how that generation ends.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -17,12 +17,6 @@ use super::message::Source;
 use crate::client_log::ClientLog;
 use crate::event::FleetEvent;
 use crate::{ffi, reaper};
-
-/// How long an old client may take to find out whether its coordinator is alive.
-const COORDINATOR: Duration = Duration::from_millis(500);
-
-/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
-const LEAVE: Duration = Duration::from_millis(500);
 
 /// Receives librdkafka's events for one generation. They come on the thread that polls.
 pub(super) struct WorkerContext {
@@ -82,7 +76,7 @@ pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitio
     reaper::retire(
         client.clone().as_str(),
         Box::new(move || {
-            take_down(consumer, owned);
+            reaper::take_down(consumer, owned);
             let took = started.elapsed();
             let _ = events.send(FleetEvent::ClientRetired {
                 client,
@@ -91,21 +85,4 @@ pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitio
             });
         }),
     );
-}
-
-/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
-/// destroys the client without the close protocol, which has no deadline.
-///
-/// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
-/// coordinator that is gone (fixed in 2.14.2).
-fn take_down(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
-    let is_member = owned.count() > 0;
-    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
-        consumer.unsubscribe();
-        let until = Instant::now() + LEAVE;
-        while Instant::now() < until {
-            drop(consumer.poll(Duration::from_millis(50)));
-        }
-    }
-    ffi::destroy_without_close(consumer);
 }

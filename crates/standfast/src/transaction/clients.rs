@@ -30,12 +30,6 @@ use crate::{ffi, reaper};
 /// One round of the poll thread; also what stopping it may take.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long an old client may take to find out whether its coordinator is alive.
-const COORDINATOR: Duration = Duration::from_millis(500);
-
-/// How long an old client goes on after it has asked to leave its group, so that the request gets out.
-const LEAVE: Duration = Duration::from_millis(500);
-
 /// How long an abort may take that a rebalance waits for.
 const REBALANCE_ABORT: Duration = Duration::from_secs(5);
 
@@ -174,7 +168,8 @@ impl Clients {
                     let _ = thread.join();
                 }
                 if let Some(reader) = self.reader.take() {
-                    take_down(reader);
+                    let owned = reader.context().state().owned();
+                    reaper::take_down(reader, owned);
                 }
                 drop(self);
                 let took = started.elapsed();
@@ -186,20 +181,6 @@ impl Clients {
             }),
         );
     }
-}
-
-/// Leaves the group if the coordinator is alive, and destroys the client without the close protocol, which has no deadline.
-fn take_down(reader: Reader) {
-    let owned = reader.context().state().owned();
-    let is_member = owned.count() > 0;
-    if is_member && reader.committed_offsets(owned, COORDINATOR).is_ok() {
-        reader.unsubscribe();
-        let until = Instant::now() + LEAVE;
-        while Instant::now() < until {
-            drop(reader.poll(Duration::from_millis(50)));
-        }
-    }
-    ffi::destroy_without_close(reader);
 }
 
 /// Receives the producer's events. Whether a record was stored is asked of the commit.
