@@ -15,8 +15,9 @@ use super::partition::Partition;
 use super::shared::ConsumerShared;
 use super::start::{Carried, Committed, Known, Own, Start, labelled_window};
 use super::window::Window;
-use crate::event::{FleetEvent, StartReason};
+use crate::event::{ClientName, FleetEvent, StartReason};
 use crate::ffi;
+use crate::fleet::FleetShared;
 use crate::target::{Bound, Target};
 
 #[derive(Debug)]
@@ -24,8 +25,7 @@ pub(super) struct Held {
     pub(super) carried: Option<Carried>,
     pub(super) since: Instant,
     pub(super) verify: bool,
-    /// The reason that was reported.
-    told: Option<String>,
+    told: Told,
 }
 
 /// A partition that can be read.
@@ -79,7 +79,7 @@ impl Held {
             carried,
             since: Instant::now(),
             verify: false,
-            told: None,
+            told: Told::default(),
         }
     }
 
@@ -213,20 +213,37 @@ impl Held {
     }
 
     /// Reports once per reason why the partition is held.
-    pub(super) fn tell(&mut self, shared: &ConsumerShared, (topic, number): &Key, reason: &str) {
-        if self.told.as_deref() == Some(reason) {
+    pub(super) fn tell(&mut self, shared: &ConsumerShared, key: &Key, reason: &str) {
+        self.told.tell(&shared.fleet, &shared.name, key, reason);
+    }
+}
+
+/// The last reason that was reported for holding a partition.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Option<String>);
+
+impl Told {
+    /// Reports once per reason.
+    pub(crate) fn tell(
+        &mut self,
+        fleet: &FleetShared,
+        client: &ClientName,
+        (topic, number): &Key,
+        reason: &str,
+    ) {
+        if self.0.as_deref() == Some(reason) {
             return;
         }
-        self.told = Some(reason.to_owned());
+        self.0 = Some(reason.to_owned());
         tracing::warn!(
-            client = shared.name.as_str(),
+            client = client.as_str(),
             topic,
             partition = number,
             reason,
             "partition is held"
         );
-        shared.fleet.emit(FleetEvent::PartitionHeld {
-            client: shared.name.clone(),
+        fleet.emit(FleetEvent::PartitionHeld {
+            client: client.clone(),
             topic: topic.clone(),
             partition: *number,
             reason: reason.to_owned(),

@@ -38,6 +38,7 @@ pub use self::builder::{
     ConsumerBuilder, DEFAULT_COMMIT_INTERVAL, DEFAULT_READ_AHEAD_BYTES, DEFAULT_READ_AHEAD_RECORDS,
 };
 pub use self::handle::{COMMIT_TIMEOUT, ConsumerHandle, SeekTo};
+pub(crate) use self::held::Told;
 use self::mailbox::Item;
 pub use self::message::Message;
 pub(crate) use self::message::{Source, is_link_filler};

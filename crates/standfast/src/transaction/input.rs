@@ -13,7 +13,7 @@ use super::Shared;
 use super::clients::{InputContext, Reader};
 use super::flow::{Input, Reason};
 use super::worker::LAST_RECORDS;
-use crate::consumer::{Committed, Known, Partition, Start, Window, labelled_window};
+use crate::consumer::{Committed, Known, Partition, Start, Told, Window, labelled_window};
 use crate::event::{FleetEvent, StartReason};
 use crate::ffi;
 
@@ -46,8 +46,7 @@ struct Running {
 struct Held {
     /// The position was found out of range.
     verify: bool,
-    /// The reason that was reported.
-    told: Option<String>,
+    told: Told,
 }
 
 impl Inputs {
@@ -134,7 +133,7 @@ impl Inputs {
             for number in numbers.into_keys() {
                 let held = Held {
                     verify: true,
-                    told: None,
+                    told: Told::default(),
                 };
                 self.held.insert((topic.clone(), number), held);
             }
@@ -330,24 +329,7 @@ impl Held {
         }
     }
 
-    /// Reports once per reason why the partition is held.
-    fn tell(&mut self, shared: &Shared, (topic, number): &(String, i32), reason: &str) {
-        if self.told.as_deref() == Some(reason) {
-            return;
-        }
-        self.told = Some(reason.to_owned());
-        tracing::warn!(
-            client = shared.name.as_str(),
-            topic,
-            partition = number,
-            reason,
-            "partition is held"
-        );
-        shared.fleet.emit(FleetEvent::PartitionHeld {
-            client: shared.name.clone(),
-            topic: topic.clone(),
-            partition: *number,
-            reason: reason.to_owned(),
-        });
+    fn tell(&mut self, shared: &Shared, key: &(String, i32), reason: &str) {
+        self.told.tell(&shared.fleet, &shared.name, key, reason);
     }
 }
