@@ -256,12 +256,12 @@ impl Chaos {
     fn flip(&mut self, command: &[&str]) {
         let standby = self.standby();
         let command = [command, &["--reason", "chaos", "--output", "json"]].concat();
-        let agent = self.agent(standby);
         wait::until("the active cluster changes", SOON, || {
-            let output = agent.cli(&command);
+            let output = self.agent(standby).cli(&command);
             if output.status.success() {
                 return Ok(());
             }
+            self.restore_after_late_requests();
             std::thread::sleep(Duration::from_millis(500));
             let said = [output.stderr, output.stdout].concat();
             Err(String::from_utf8_lossy(&said).into_owned())
@@ -318,20 +318,26 @@ impl Chaos {
         });
     }
 
+    /// Restores a returned cluster's mirror once more if it has failed because of requests from before it was cut off.
+    fn restore_after_late_requests(&mut self) {
+        let standby = self.standby();
+        let may_be_late = self
+            .mended
+            .is_some_and(|mended| mended.elapsed() < LATE_REQUESTS);
+        if may_be_late && self.agent(standby).mirror(TOPIC)["mirror_status"] == "FAILED" {
+            self.restored_again += 1;
+            self.restore("full");
+        }
+    }
+
     /// The standby's mirror follows the active cluster.
     fn wait_mirroring(&mut self) {
         let standby = self.standby();
         self.agent(standby).wait_ready();
         let mut before = None;
         wait::until("the standby's mirror moves", SOON, || {
+            self.restore_after_late_requests();
             let mirror = self.agent(standby).mirror(TOPIC);
-            let may_be_late = self
-                .mended
-                .is_some_and(|mended| mended.elapsed() < LATE_REQUESTS);
-            if mirror["mirror_status"] == "FAILED" && may_be_late {
-                self.restored_again += 1;
-                self.restore("full");
-            }
             let ends = |mirror: &Value| -> i64 {
                 let lags = mirror["mirror_lags"]
                     .as_array()
