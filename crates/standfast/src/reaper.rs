@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,18 +26,39 @@ const COORDINATOR: Duration = Duration::from_millis(500);
 /// How long an old client goes on after it has asked to leave its group, so that the request gets out.
 const LEAVE: Duration = Duration::from_millis(500);
 
+/// Between two looks at the clients that stay for a while.
+const LOOK: Duration = Duration::from_millis(50);
+
 static RETIRING: AtomicU64 = AtomicU64::new(0);
 static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
 /// A client's last act. It may block.
 pub(crate) type Retirement = Box<dyn FnOnce() + Send>;
 
+/// How long an old client is left alone before it is taken down.
+pub(crate) struct Stay {
+    /// Until then.
+    pub(crate) until: Instant,
+    /// No longer than this says so. Asked often; must not block.
+    pub(crate) while_wanted: Box<dyn Fn() -> bool + Send>,
+}
+
 /// Runs `retirement` on the reaper thread. Never blocks. If the list is full, the client is abandoned with its threads.
 pub(crate) fn retire(client: &str, retirement: Retirement) {
+    hand_in(client, None, retirement);
+}
+
+/// The same after `stay`.
+pub(crate) fn retire_after(client: &str, stay: Stay, retirement: Retirement) {
+    hand_in(client, Some(stay), retirement);
+}
+
+fn hand_in(client: &str, stay: Option<Stay>, retirement: Retirement) {
     static REAPER: OnceLock<Option<SyncSender<Job>>> = OnceLock::new();
     RETIRING.fetch_add(1, Relaxed);
     let job = Job {
         client: client.to_owned(),
+        stay,
         retirement,
     };
     let refused = match REAPER.get_or_init(start) {
@@ -86,7 +107,15 @@ pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, owned: To
 
 struct Job {
     client: String,
+    stay: Option<Stay>,
     retirement: Retirement,
+}
+
+impl Job {
+    fn is_due(&self) -> bool {
+        let stays = |stay: &Stay| Instant::now() < stay.until && (stay.while_wanted)();
+        !self.stay.as_ref().is_some_and(stays)
+    }
 }
 
 fn start() -> Option<SyncSender<Job>> {
@@ -104,18 +133,38 @@ fn start() -> Option<SyncSender<Job>> {
 }
 
 fn run(jobs: &Receiver<Job>) {
-    while let Ok(Job { client, retirement }) = jobs.recv() {
-        let started = Instant::now();
-        // A panic in one client's destructor must not keep the later ones alive.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(retirement));
-        RETIRING.fetch_sub(1, Relaxed);
-        let took = started.elapsed();
-        if outcome.is_err() {
-            tracing::error!(client, "taking an old Kafka client down panicked");
-        } else if took > SLOW {
-            tracing::warn!(client, ?took, "taking an old Kafka client down was slow");
-        } else {
-            tracing::debug!(client, ?took, "old Kafka client is gone");
+    let mut staying = Vec::new();
+    let mut is_open = true;
+    while is_open || !staying.is_empty() {
+        let next = match staying.is_empty() {
+            true => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => jobs.recv_timeout(LOOK),
+        };
+        match next {
+            Ok(job) => staying.push(job),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => is_open = false,
         }
+        let is_full = staying.len() >= MAX_RETIRING;
+        let due = staying.extract_if(.., |job| is_full || job.is_due());
+        due.for_each(take_down_one);
+    }
+}
+
+fn take_down_one(job: Job) {
+    let Job {
+        client, retirement, ..
+    } = job;
+    let started = Instant::now();
+    // A panic in one client's destructor must not keep the later ones alive.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(retirement));
+    RETIRING.fetch_sub(1, Relaxed);
+    let took = started.elapsed();
+    if outcome.is_err() {
+        tracing::error!(client, "taking an old Kafka client down panicked");
+    } else if took > SLOW {
+        tracing::warn!(client, ?took, "taking an old Kafka client down was slow");
+    } else {
+        tracing::debug!(client, ?took, "old Kafka client is gone");
     }
 }

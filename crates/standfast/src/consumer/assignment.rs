@@ -40,6 +40,10 @@ pub(super) struct Assignment {
     pub(super) commits: Commits,
     /// Partitions were assigned; see what was not.
     must_hand_over: bool,
+    /// Partitions were assigned at least once.
+    was_assigned: bool,
+    /// Positions were told that another member may have passed since.
+    told_all: bool,
 }
 
 #[derive(Debug)]
@@ -81,22 +85,27 @@ impl Assignment {
         rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
-        self.must_hand_over = true;
+        (self.must_hand_over, self.was_assigned) = (true, true);
     }
 
     /// Tells the group the positions of partitions that others read on.
     pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
-        if !self.must_hand_over {
+        let context = consumer.context();
+        let is_late = !self.told_all
+            && self.was_assigned
+            && context.shared.moved_for() >= Some(handover::LAST_RESORT);
+        if !self.must_hand_over && !is_late {
             return;
         }
-        let context = consumer.context();
         let target = context.shared.target();
         // While the handoff is being read, positions mean nothing yet.
         let Some(target) = target.filter(|target| !target.handoffs.pending) else {
             return;
         };
         self.must_hand_over = false;
-        if let Err(error) = handover::hand_over(consumer, &mut self.commits, &target) {
+        self.told_all |= is_late;
+        let outdated = self.told_all;
+        if let Err(error) = handover::hand_over(consumer, &mut self.commits, &target, outdated) {
             let client = context.log.client.as_str();
             tracing::warn!(client, error, "positions could not be handed over");
         }

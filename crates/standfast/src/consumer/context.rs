@@ -1,7 +1,7 @@
 //! What librdkafka calls back into for one generation of a consumer, and how that generation ends.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -66,23 +66,45 @@ impl ConsumerContext for WorkerContext {
     }
 }
 
+/// How long a consumer that has moved to another cluster stays a member of its group on the old one. Members hear of a flip at
+/// different times, and one that has not heard of it yet would be given the partitions of those that have left, and hand out on the
+/// old cluster what they hand out on the new one.
+const STAY: Duration = Duration::from_secs(5);
+
 /// Sends an old client to the reaper. Never blocks.
 pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
     let context = Arc::clone(consumer.context());
     let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
-    let events = context.shared.fleet.events.clone();
+    let shared = Arc::clone(&context.shared);
+    let events = shared.fleet.events.clone();
     drop(context);
-    let started = Instant::now();
-    reaper::retire(
-        client.clone().as_str(),
-        Box::new(move || {
-            reaper::take_down(consumer, owned);
-            let took = started.elapsed();
-            let _ = events.send(FleetEvent::ClientRetired {
-                client,
-                cluster,
-                took,
-            });
-        }),
-    );
+    let has_moved = {
+        let cluster = cluster.clone();
+        move || shared.has_left(&cluster)
+    };
+    let stays = owned.count() > 0 && has_moved();
+    if stays && let Err(error) = consumer.pause(&owned) {
+        tracing::debug!(client = client.as_str(), %error, "an old client fetches on until it is taken down");
+    }
+    let handed_in = Instant::now();
+    let name = client.clone();
+    let retirement: reaper::Retirement = Box::new(move || {
+        reaper::take_down(consumer, owned);
+        let took = handed_in.elapsed();
+        let _ = events.send(FleetEvent::ClientRetired {
+            client,
+            cluster,
+            took,
+        });
+    });
+    match stays {
+        true => {
+            let stay = reaper::Stay {
+                until: handed_in + STAY,
+                while_wanted: Box::new(has_moved),
+            };
+            reaper::retire_after(name.as_str(), stay, retirement);
+        }
+        false => reaper::retire(name.as_str(), retirement),
+    }
 }

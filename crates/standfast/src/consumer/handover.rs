@@ -23,6 +23,14 @@ const GRACE: Duration = Duration::from_millis(1_500);
 /// on its way. Only if it died with the cluster is this waited for nothing.
 const MOVED_GRACE: Duration = Duration::from_secs(5);
 
+/// After a move, how long the members that read until the flip go first. Then those tell their positions who read before: over
+/// flips in quick succession nobody may have begun to read a partition in between. Shorter than [`MOVED_GRACE`].
+pub(super) const LAST_RESORT: Duration = Duration::from_millis(2_500);
+
+/// So long after a move nobody reads a partition that another member read until then, unless that one has told its position. Shorter
+/// than [`GRACE`] by what members may hear of a flip apart.
+pub(super) const UNTOLD: Duration = Duration::from_secs(1);
+
 /// So long after a move the group is not taken for settled.
 pub(super) const SETTLES: Duration = Duration::from_secs(30);
 
@@ -47,15 +55,17 @@ pub(super) fn is_awaited(
     is_stale && since.elapsed() < if moved { MOVED_GRACE } else { GRACE }
 }
 
-/// Commits the positions of partitions that this member read on the previous cluster and was not assigned here.
+/// Commits the positions of partitions that this member read on an earlier cluster and was not assigned here; with `outdated`, also
+/// those that another member may have read since, unless the group knows better.
 pub(super) fn hand_over(
     consumer: &BaseConsumer<WorkerContext>,
     commits: &mut Commits,
     target: &Target,
+    outdated: bool,
 ) -> Result<(), String> {
     let context = consumer.context();
     let shared = &context.shared;
-    let left = shared.left_over(context.source.generation);
+    let left = shared.left_over(context.source.generation, outdated);
     let mut list = TopicPartitionList::with_capacity(left.len());
     for ((topic, number), _) in &left {
         list.add_partition(topic, *number);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Key;
 use super::handle::SeekTo;
-use super::handover::SETTLES;
+use super::handover::{SETTLES, UNTOLD};
 use super::mailbox::Mailbox;
 use super::partition::Partition;
 use super::rebalance::{Change, Listener};
@@ -105,9 +105,12 @@ impl ConsumerShared {
         }
         let same_cluster = table.cluster_id.as_deref() == Some(cluster_id);
         let (from, before) = (table.epoch, table.generation);
+        // Over flips in quick succession nobody comes to read what he was not told about.
+        let was_long = table.moved.is_none_or(|moved| moved.elapsed() >= UNTOLD);
         for carried in table.carried.values_mut() {
             carried.same_cluster &= same_cluster;
-            carried.outdated |= !same_cluster && carried.assigned_in != before;
+            let may_be_read = carried.assigned_in != before && (was_long || carried.handed_over);
+            carried.outdated |= !same_cluster && may_be_read;
             carried.handed_over = false;
         }
         let owned = std::mem::take(&mut table.owned);
@@ -170,14 +173,15 @@ impl ConsumerShared {
         }
     }
 
-    /// What was read on the previous cluster and was not assigned here, once each.
-    pub(super) fn left_over(&self, generation: u64) -> Vec<(Key, Carried)> {
+    /// What was read on earlier clusters and was not assigned here, once each. `outdated`: also what another member may have
+    /// read since.
+    pub(super) fn left_over(&self, generation: u64, outdated: bool) -> Vec<(Key, Carried)> {
         let mut table = self.table();
         if table.generation != generation {
             return Vec::new();
         }
         let left = table.carried.iter_mut();
-        let is_ours = |c: &Carried| !c.same_cluster && !c.outdated && !c.handed_over;
+        let is_ours = |c: &Carried| !c.same_cluster && (outdated || !c.outdated) && !c.handed_over;
         left.filter(|(_, carried)| is_ours(carried))
             .map(|(key, carried)| {
                 carried.handed_over = true;
@@ -190,6 +194,11 @@ impl ConsumerShared {
     pub(super) fn has_just_moved(&self) -> bool {
         let moved = self.table().moved;
         moved.is_some_and(|moved| moved.elapsed() < SETTLES)
+    }
+
+    /// How long ago this consumer came from another cluster.
+    pub(super) fn moved_for(&self) -> Option<Duration> {
+        self.table().moved.map(|moved| moved.elapsed())
     }
 
     /// A partition was given back that was not read yet: another member gets it, and is told the position.
@@ -435,6 +444,16 @@ impl ConsumerShared {
             .any(|((topic, number), carried)| {
                 Own::from(carried).is_usable(|from| target.handoffs.bound(topic, *number, from))
             })
+    }
+
+    /// Whether this consumer reads from another cluster than `cluster`, and is to go on doing so.
+    pub(super) fn has_left(&self, cluster: &ClusterName) -> bool {
+        let is_elsewhere = self.table().cluster.as_ref() != Some(cluster);
+        let returns = || {
+            self.target()
+                .is_some_and(|target| target.cluster == *cluster)
+        };
+        is_elsewhere && !self.is_closing() && !returns()
     }
 
     pub(super) fn begin_close(&self) {

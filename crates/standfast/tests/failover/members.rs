@@ -2,11 +2,13 @@
 //! the flip and gets half of it on the new one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use standfast::discovery::DiscoveryOptions;
 use standfast::{FailoverConsumer, Fleet, MissingOffset, RebalanceEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -32,6 +34,69 @@ async fn a_second_member_comes_with_the_flip() {
     given_back(&world).await;
     round(&world, "range", EAST).await;
     round(&world, "cooperative-sticky", WEST).await;
+}
+
+/// Nobody begins to read some partitions between two flips: on east the first member has all of them, and waits for what the second
+/// one says, which is not assigned anything yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn positions_outlast_a_flip_that_came_too_soon_to_be_used() {
+    let world = World::start(PARTITIONS).await;
+    for partition in 0..PARTITIONS {
+        let records = (0..RECORDS).map(|n| n.to_string());
+        produce_plain(&world.west.bootstrap(), "orders", partition, records);
+        let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
+        mirror(&west, &east, partition, RECORDS as i64);
+    }
+    let late = tempfile::tempdir().expect("folder");
+    copy(world.dir.path(), late.path());
+    let second_fleet = Fleet::builder("payments")
+        .discovery(DiscoveryOptions::file(late.path()))
+        .build()
+        .await
+        .expect("fleet");
+    let fleet = world.connect().await;
+    let told = Told::default();
+    let (sender, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut counts = BTreeMap::<(i32, i64), usize>::new();
+    let first = subscribe(&fleet, "range", &told).await;
+    let second = subscribe(&second_fleet, "range", &told).await;
+    let (handle, second_handle) = (first.handle(), second.handle());
+    until("each has half", || {
+        (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
+    })
+    .await;
+    for consumer in [first, second] {
+        tokio::spawn(read(consumer, sender.clone()));
+    }
+    // So many records were read by then: flips in quick succession, and such that others might have begun to read in between.
+    let mut pauses = vec![
+        (200, Duration::from_millis(200)),
+        (500, Duration::from_millis(1_700)),
+    ];
+    while counts.len() < PARTITIONS as usize * RECORDS {
+        let next = tokio::time::timeout(SOON, seen.recv()).await;
+        *counts
+            .entry(next.expect("in time").expect("open"))
+            .or_default() += 1;
+        if pauses.first().is_some_and(|(at, _)| counts.len() >= *at) {
+            let (_, pause) = pauses.remove(0);
+            let handoff = || Some(vec![Some(RECORDS as i64); PARTITIONS as usize]);
+            world.flip(EAST, handoff()).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            copy(world.dir.path(), late.path());
+            tokio::time::sleep(pause).await;
+            world.flip(WEST, handoff()).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            copy(world.dir.path(), late.path());
+        }
+    }
+    // Longer than anybody waits for a position.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    while let Ok(next) = seen.try_recv() {
+        *counts.entry(next).or_default() += 1;
+    }
+    let repeated = counts.values().filter(|count| **count > 1).count();
+    assert_eq!(repeated, 0, "repeated");
 }
 
 /// Without a flip: what the application asks for while it is told that partitions go is committed before they do.
@@ -180,6 +245,22 @@ async fn read(mut consumer: FailoverConsumer, sender: UnboundedSender<(i32, i64)
         }
         // So slowly that the members share the work.
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What one fleet's discovery says, another one hears later.
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            std::fs::create_dir_all(&target).expect("folder");
+            copy(&entry.path(), &target);
+        } else {
+            // As discovery writes: whole, or not at all.
+            let new = target.with_extension("new");
+            std::fs::copy(entry.path(), &new).expect("copied");
+            std::fs::rename(&new, &target).expect("in place");
+        }
     }
 }
 
