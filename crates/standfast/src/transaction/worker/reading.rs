@@ -20,6 +20,10 @@ use crate::transaction::flow::{Item, Reason};
 /// group sees a live member.
 const PAUSE_AFTER: Duration = Duration::from_millis(500);
 
+/// librdkafka's own events, such as its log lines, that are taken per round beside the records: `poll` serves one and says that there
+/// was nothing.
+const EVENTS: usize = 16;
+
 /// One question to the cluster.
 const ASK: Duration = Duration::from_secs(3);
 
@@ -66,7 +70,7 @@ impl Generation {
         if !has_room {
             reader.context().state().set_paused(reader, true);
         }
-        let mut any = false;
+        let (mut any, mut events) = (false, 0);
         let mut version = reader.context().state().version;
         while self.items.len() < BATCH {
             let polled = reader.poll(Duration::ZERO);
@@ -76,6 +80,8 @@ impl Generation {
                 self.items.clear();
             }
             match polled {
+                // Nothing, or one of librdkafka's own events, such as its log lines.
+                None if events < EVENTS => events += 1,
                 None => break,
                 Some(Ok(message)) => {
                     any = true;
