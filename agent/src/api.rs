@@ -324,6 +324,9 @@ pub(crate) struct SwitchoverRequest {
     /// How long the source must stand still.
     #[serde(default)]
     pub(crate) settle_ms: Option<u64>,
+    /// Consumer groups may skip what they have not read and the mirrors do not hold.
+    #[serde(default)]
+    pub(crate) allow_skips: bool,
 }
 
 /// What a failover or switchover did, or (dry run) would do.

@@ -53,6 +53,7 @@ pub(super) async fn switchover(
         reason: args.common.reason.clone(),
         timeout_ms: millis(args.timeout),
         settle_ms: millis(args.settle),
+        allow_skips: args.allow_skips,
     };
     let (path, limit) = (["v1", "switchover"], args.timeout + FAILOVER_LIMIT);
     if needs_consent(&args.common)? {
@@ -99,6 +100,9 @@ fn consents(printer: &Printer, rehearsal: &Report, verb: &str) -> Result<bool, F
         }
         (false, None) => format!("how many records are on {from} only is not known"),
     };
+    for warning in &rehearsal.warnings {
+        printer.warn(warning);
+    }
     let mut err = std::io::stderr();
     let ask = write!(
         err,

@@ -285,11 +285,17 @@ pub(crate) struct SwitchoverArgs {
     /// How long the source's log ends must stand still to count as drained.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "1s", value_name = "DURATION")]
     pub(crate) settle: Duration,
+    /// Go on also if consumer groups would skip records that they have not read and that the mirrors do not hold.
+    #[arg(long)]
+    pub(crate) allow_skips: bool,
 }
 
 const SWITCHOVER_HELP: &str = "\
-Order: lock, fence (clients that use the wrapper hold their producers), wait until the source stands still and every \
+Order: lock, check that consumer groups have read what the mirrors do not hold (after a restore in mode fast, say), fence \
+(clients that use the wrapper hold their producers), wait until the source stands still and every \
 mirror has lag 0, carry over group offsets, stop the mirrors, write the handoff, change the record. Nothing is lost. \
+Groups that are behind are waited for, 10 s; then the switchover is refused, unless --allow-skips says that they may skip these records. \
+A group that nobody uses any more is deleted, or taken out of the link's groups. \
 If a producer goes on writing to the source, or the drain takes too long, the fence is lifted and nothing has changed.
 
 Example:

@@ -8,8 +8,8 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use standfast_discovery::{ClusterName, Epoch};
 use standfast_link::{
-    LinkDescription, MirrorDescription, MirrorStatus, MirrorTopicError, PartitionLag,
-    StoppedMirror, Wanted,
+    LinkDescription, LinkHandle, MirrorDescription, MirrorStatus, MirrorTopicError, PartitionLag,
+    StoppedMirror, UnreadRecords, Wanted,
 };
 
 use super::health::ProbeHandle;
@@ -186,13 +186,8 @@ impl Mirrors for LinkSet {
 
     async fn sync_groups(&self, route: &Route) -> Result<(), String> {
         let links = self.on_route(route);
-        for link in links.iter().filter(|link| {
-            !(link.section().groups.is_empty() && link.section().group_filters.is_empty())
-        }) {
-            let handle = link
-                .handle()
-                .ok_or_else(|| format!("link {} is not running", link.section().name))?;
-            let groups = handle
+        for link in links.iter().filter(|link| has_groups(link)) {
+            let groups = running(link)?
                 .sync_groups_now()
                 .await
                 .map_err(|error| error.to_string())?;
@@ -202,6 +197,19 @@ impl Mirrors for LinkSet {
             }
         }
         Ok(())
+    }
+
+    fn carries_groups(&self, route: &Route) -> bool {
+        self.on_route(route).iter().any(has_groups)
+    }
+
+    async fn unread(&self, route: &Route) -> Result<Vec<UnreadRecords>, String> {
+        let mut unread = Vec::new();
+        for link in self.on_route(route).iter().filter(|link| has_groups(link)) {
+            let found = running(link)?.unread_records().await;
+            unread.extend(found.map_err(|error| error.to_string())?);
+        }
+        Ok(unread)
     }
 
     async fn log_ends(&self, cluster: &ClusterName, route: &Route) -> Result<LogEnds, String> {
@@ -261,6 +269,17 @@ impl LinkSet {
             }
         }
     }
+}
+
+/// Whether the link carries consumer groups over.
+fn has_groups(link: &LinkControl) -> bool {
+    let section = link.section();
+    !(section.groups.is_empty() && section.group_filters.is_empty())
+}
+
+fn running(link: &LinkControl) -> Result<LinkHandle, String> {
+    link.handle()
+        .ok_or_else(|| format!("link {} is not running", link.section().name))
 }
 
 fn fill_in_topic(topic: &mut TopicReport, answer: &log_ends::Answer) {

@@ -43,6 +43,7 @@ impl Operations {
             limits: Limits {
                 step: options.step_timeout,
                 group_sync: options.group_sync_timeout,
+                group_reads: failover::GROUP_READS_MAX,
                 late_write_watch: options.late_write_watch,
             },
             shutdown,
@@ -92,6 +93,7 @@ impl Operations {
             dry_run,
             to,
             reason,
+            allow_skips: false,
         };
         self.run("failover", |context, steps| async move {
             failover::failover(&context, steps, request).await
@@ -106,6 +108,7 @@ impl Operations {
             reason,
             timeout_ms,
             settle_ms,
+            allow_skips,
         } = request;
         let timeout = timeout_ms
             .unwrap_or(DRAIN_TIMEOUT_DEFAULT_MS)
@@ -128,6 +131,7 @@ impl Operations {
             dry_run,
             to,
             reason,
+            allow_skips,
         };
         self.run("switchover", move |context, steps| async move {
             failover::switchover(&context, steps, request, drain).await

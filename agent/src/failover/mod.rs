@@ -16,6 +16,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod unplanned;
+mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -25,6 +26,7 @@ use standfast_discovery::{
     CasOutcome, ClusterName, Epoch, FleetName, FleetRecord, Handoff, Version, Versioned,
 };
 
+use standfast_link::UnreadRecords;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ErrorCode, Report, TopicReport};
@@ -34,6 +36,7 @@ pub(crate) use flip::handoff_epoch;
 pub(crate) use planned::{Drain, switchover};
 pub(crate) use steps::Steps;
 pub(crate) use unplanned::failover;
+pub(crate) use unread::GROUP_READS_MAX;
 
 /// What failover needs of discovery. Real servers implement it through [`DiscoveryCoordination`]; the tests put
 /// faults here that a real server does not produce on demand.
@@ -109,6 +112,13 @@ pub(crate) trait Mirrors: Send + Sync {
     fn resume(&self, route: &Route) -> impl Future<Output = ()> + Send;
     /// Carries over the group offsets now.
     fn sync_groups(&self, route: &Route) -> impl Future<Output = Result<(), String>> + Send;
+    /// Whether any link of the route carries consumer groups over.
+    fn carries_groups(&self, route: &Route) -> bool;
+    /// What these groups have yet to read on the source and the mirrors do not hold. Asks both clusters.
+    fn unread(
+        &self,
+        route: &Route,
+    ) -> impl Future<Output = Result<Vec<UnreadRecords>, String>> + Send;
     /// Asks a cluster for the log ends of the route's topics.
     fn log_ends(
         &self,
@@ -150,6 +160,8 @@ pub(crate) struct Context<C, M> {
 pub(crate) struct Limits {
     pub(crate) step: Duration,
     pub(crate) group_sync: Duration,
+    /// How long a switchover waits for consumer groups to read what the mirrors do not hold.
+    pub(crate) group_reads: Duration,
     pub(crate) late_write_watch: Duration,
 }
 
@@ -159,6 +171,8 @@ pub(crate) struct Request {
     pub(crate) dry_run: bool,
     pub(crate) to: Option<ClusterName>,
     pub(crate) reason: Option<String>,
+    /// Of a switchover: consumer groups may skip what they have not read and the mirrors do not hold.
+    pub(crate) allow_skips: bool,
 }
 
 /// Why an operation did not do what was asked.

@@ -8,6 +8,7 @@ use super::drain::{DrainWatch, both_ends};
 use super::flip::{self, Flip};
 use super::report::Draft;
 use super::unplanned::{carry_groups_if_possible, stop_mirrors, wait_for_discovery};
+use super::unread::check_groups;
 use super::{Context, Coordination, Failure, LogEnds, Mirrors, Request, Route, Steps, late_writes};
 use crate::api::{Outcome, Report};
 
@@ -87,6 +88,9 @@ where
         topics: context.mirrors.last_known(&route),
         warnings: Vec::new(),
     };
+    check_groups(context, steps, request, lock, &mut draft)
+        .await
+        .map_err(|refused| still_fenced(refused, &current.value))?;
     if request.dry_run {
         let ends = steps
             .run(
@@ -139,6 +143,17 @@ fn check_mirrors<C, M: Mirrors>(context: &Context<C, M>, route: &Route) -> Resul
         )));
     }
     Ok(())
+}
+
+/// A refusal changes nothing, so an interrupted switchover's fence stays too.
+fn still_fenced(mut refused: Failure, record: &FleetRecord) -> Failure {
+    if record.state == FleetState::Fenced {
+        refused.message.push_str(&format!(
+            ". The fence of an interrupted switchover stays meanwhile: `standfast failover --to {}` lifts it",
+            record.active
+        ));
+    }
+    refused
 }
 
 /// Tells the producers to hold. A fence that an interrupted switchover left behind is taken over.

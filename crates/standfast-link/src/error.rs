@@ -40,6 +40,28 @@ pub enum Error {
         /// The partition and what happened.
         reason: String,
     },
+    /// A cluster did not name where the log of a partition starts or ends.
+    #[error("link {link}: log start and end on the {cluster} cluster: {reason}")]
+    LogRange {
+        /// Name of the link.
+        link: String,
+        /// `source` or `destination`.
+        cluster: &'static str,
+        /// The partition and what happened.
+        reason: String,
+    },
+    /// A cluster did not name the committed offsets of a consumer group.
+    #[error("link {link}: offsets of group {group:?} on the {cluster} cluster: {reason}")]
+    Group {
+        /// Name of the link.
+        link: String,
+        /// The group.
+        group: String,
+        /// `source` or `destination`.
+        cluster: &'static str,
+        /// What happened.
+        reason: String,
+    },
     /// The link is not running (not started, or shut down).
     #[error("link {link} is not running")]
     NotRunning {

@@ -17,6 +17,7 @@ use crate::description::GroupDescription;
 use crate::filters;
 use crate::lifecycle::Wanted;
 use crate::link::Inner;
+use crate::live::Live;
 use crate::outputs;
 use crate::partition::PartitionId;
 use crate::refusal;
@@ -62,10 +63,11 @@ pub(crate) async fn sync(inner: &Inner, source: &Cluster, destination: &Cluster)
         .await;
 }
 
-/// The groups that are named, and those of the source that the filters take. A group that the source no longer has is forgotten, so that it is never
-/// created again on the destination.
-async fn wanted(inner: &Inner, source: &Cluster) -> Result<Vec<String>, standfast_wire::Error> {
-    let options = inner.live();
+/// The groups that are named, and those of the source that the filters take.
+pub(crate) async fn taken(
+    options: &Live,
+    source: &Cluster,
+) -> Result<Vec<String>, standfast_wire::Error> {
     let mut groups = options.groups.clone();
     if !options.group_filters.is_empty() {
         let found = source.list_groups().await?.into_iter();
@@ -73,6 +75,12 @@ async fn wanted(inner: &Inner, source: &Cluster) -> Result<Vec<String>, standfas
         groups.sort_unstable();
         groups.dedup();
     }
+    Ok(groups)
+}
+
+/// The groups to carry over. One that the source no longer has is forgotten, so that it is never created again on the destination.
+async fn wanted(inner: &Inner, source: &Cluster) -> Result<Vec<String>, standfast_wire::Error> {
+    let groups = taken(&inner.live(), source).await?;
     let mut described = inner.groups();
     described.retain(|d| groups.contains(&d.group));
     for group in &groups {
@@ -162,7 +170,7 @@ async fn carry(
             return Err(format!("destination: the log end of {id} is not known"));
         };
         let clamped = committed.offset > *end;
-        // Nor below the log start: a mirror may begin later than its source.
+        // Nor below the log start: a mirror may begin later than its source. Who is made to skip records by that is in `unread.rs`.
         let start = starts.get(&id).and_then(|s| s.as_ref().ok()).copied();
         committed.offset = committed.offset.max(start.unwrap_or(0)).min(*end);
         let before = ours.get(&id);

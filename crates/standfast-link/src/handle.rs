@@ -358,7 +358,7 @@ impl LinkHandle {
         registry.register_collector(Box::new(metrics::Collector::new(self.clone())));
     }
 
-    fn error(&self, cluster: &'static str, source: standfast_wire::Error) -> Error {
+    pub(crate) fn error(&self, cluster: &'static str, source: standfast_wire::Error) -> Error {
         Error::Cluster {
             link: self.inner.options.name.to_string(),
             cluster,

@@ -55,6 +55,7 @@ mod status;
 mod topics;
 mod transactions;
 mod transitions;
+mod unread;
 mod verify;
 mod writer;
 
@@ -86,6 +87,7 @@ pub use restore::{
 pub use standfast_wire::TopicPrefix;
 pub use start::MirrorStart;
 pub use transitions::Transition;
+pub use unread::UnreadRecords;
 pub use verify::{
     Difference, DifferenceKind, NotComparable, PartitionVerified, VerifyError, VerifyOptions,
     VerifyProgress, VerifyReport, VerifyResult, same_at, verify,

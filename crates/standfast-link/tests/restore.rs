@@ -9,6 +9,8 @@ mod records;
 #[path = "restore/shared.rs"]
 mod shared;
 mod support;
+#[path = "restore/unread.rs"]
+mod unread;
 
 use std::collections::BTreeMap;
 use std::io::Write;

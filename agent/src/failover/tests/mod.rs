@@ -1,6 +1,7 @@
 //! The state machine against a real file discovery, with the faults in between that a real server does not produce on
 //! demand.
 
+mod groups;
 mod world;
 
 use std::sync::Arc;

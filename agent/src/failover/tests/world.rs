@@ -163,6 +163,11 @@ pub(super) struct Clusters {
     /// Records that a producer adds to partition 1 at every look, from then on.
     pub(super) growing: i64,
     pub(super) grow_after: Option<&'static str>,
+    /// The link carries groups over, and this is what they have yet to read and the mirror does not hold.
+    pub(super) unread: Option<Result<Vec<UnreadRecords>, String>>,
+    /// At which look they have read it.
+    pub(super) read_at_look: Option<u32>,
+    pub(super) looks: u32,
     /// What grows is written by a link from the other cluster.
     pub(super) linked_back: bool,
 }
@@ -233,6 +238,19 @@ impl Mirrors for FakeMirrors {
     async fn sync_groups(&self, _: &Route) -> Result<(), String> {
         happen(&self.faults, "sync_groups").await;
         Ok(())
+    }
+
+    fn carries_groups(&self, _: &Route) -> bool {
+        self.clusters.lock().unwrap().unread.is_some()
+    }
+
+    async fn unread(&self, _: &Route) -> Result<Vec<UnreadRecords>, String> {
+        let mut clusters = self.clusters.lock().unwrap();
+        clusters.looks += 1;
+        if clusters.read_at_look == Some(clusters.looks) {
+            clusters.unread = Some(Ok(Vec::new()));
+        }
+        clusters.unread.clone().unwrap()
     }
 
     async fn log_ends(&self, cluster: &ClusterName, _: &Route) -> Result<LogEnds, String> {
@@ -347,6 +365,7 @@ pub(super) async fn world() -> World {
         limits: Limits {
             step: Duration::from_secs(1),
             group_sync: Duration::from_secs(1),
+            group_reads: Duration::from_millis(600),
             late_write_watch: Duration::from_millis(600),
         },
         shutdown: CancellationToken::new(),
@@ -365,11 +384,15 @@ impl World {
     }
 
     pub(super) async fn switchover(&self) -> Result<Report, Failure> {
+        self.switchover_as(Request::default()).await
+    }
+
+    pub(super) async fn switchover_as(&self, request: Request) -> Result<Report, Failure> {
         let drain = Drain {
             timeout: Duration::from_secs(2),
             settle: Duration::from_millis(250),
         };
-        switchover(&self.context, steps(), Request::default(), drain).await
+        switchover(&self.context, steps(), request, drain).await
     }
 
     pub(super) fn faults(&self) -> std::sync::MutexGuard<'_, Faults> {

@@ -10,6 +10,7 @@ const PARTITIONS: i32 = 4;
 fn engine(name: &str) -> Running {
     Running::start(LinkOptions {
         sharing: Some(SharingOptions::new(name)),
+        groups: vec!["reader".to_owned()],
         ..back(TOPIC, &Lifecycle::default())
     })
 }
@@ -65,6 +66,13 @@ async fn one_of_the_engines_that_share_a_link_restores_a_mirror_that_failed_at_b
         append_some(&new, TOPIC, partition, 2).await;
     }
     wait_same(&new, &old).await;
+    // Whichever engine mirrors a partition, each knows which records a group would skip.
+    unread::commit(&new, "reader", TOPIC, &[50; PARTITIONS as usize]).await;
+    for engine in [&one, &other] {
+        let unread = unread::unread(engine).await;
+        let records: Vec<_> = unread.iter().map(|u| (u.partition, u.records)).collect();
+        assert_eq!(records, [(0, 10), (1, 10), (2, 10), (3, 10)]);
+    }
 
     // The other one, from the beginning. What is wrong with its own part it sees itself.
     for engine in [&one, &other] {
