@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use standfast_servers::KafkaCluster;
-use support::{Agent, file_discovery, produce, west_to_east};
+use standfast_wire::TopicPartition;
+use standfast_wire::admin::CommittedOffset;
+use support::{Agent, file_discovery, produce, west_to_east, with_cluster};
 
 #[test]
 fn a_fleet_on_two_clusters() {
@@ -98,7 +100,7 @@ fn planned(west: &KafkaCluster, east: &KafkaCluster) {
         (&rehearsal["outcome"], &rehearsal["epoch"]),
         (&"DRY_RUN".into(), &3.into())
     );
-    let report = agent.json(&["switchover", "--yes", "--reason", "maintenance"]);
+    let report = when_the_group_has_read_on(&agent, west, east, topic);
     assert_eq!(
         (
             &report["outcome"],
@@ -121,6 +123,57 @@ fn planned(west: &KafkaCluster, east: &KafkaCluster) {
     let status = agent.json(&["status"]);
     assert_eq!(status["links"][0]["link_state"], "STOPPED");
     assert_eq!(status["links"][0]["reason"], "east is the active cluster");
+}
+
+/// A group has yet to read what the mirror does not hold: told beforehand, and waited for.
+fn when_the_group_has_read_on(
+    agent: &Agent,
+    west: &KafkaCluster,
+    east: &KafkaCluster,
+    topic: &str,
+) -> Value {
+    let first = TopicPartition::new(topic, 0);
+    let commit = |offset| {
+        let committed = CommittedOffset {
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+        };
+        let offsets = [(first.clone(), committed)];
+        let answers = with_cluster(&west.bootstrap(), async |west| {
+            west.offset_commit("billing", &offsets).await
+        });
+        assert!(answers.iter().all(|(_, result)| result.is_ok()));
+    };
+    commit(10);
+    with_cluster(&east.bootstrap(), async |east| {
+        let deleted = east.delete_records(&[(first.clone(), 12)]).await;
+        deleted
+            .into_iter()
+            .try_for_each(|(_, start)| start.map(drop))
+    });
+    agent.json(&["link", "update", "west-to-east", "groups+=billing"]);
+    let rehearsal = agent.json(&["switchover", "--dry-run"]);
+    let warning = "group \"billing\" has yet to read 2 records of planned-0 (10 to 11) that the mirror on \"east\" does not hold: its log begins at 12";
+    let told = rehearsal["warnings"][0].as_str().unwrap_or_default();
+    assert!(told.starts_with(warning), "{rehearsal}");
+
+    let report = std::thread::scope(|scope| {
+        let switchover =
+            scope.spawn(|| agent.json(&["switchover", "--yes", "--reason", "maintenance"]));
+        agent.until("the group is waited for", |agent| {
+            agent.json(&["status"])["operation"]["step"] == "check_groups"
+        });
+        commit(12);
+        switchover.join().expect("the switchover")
+    });
+    assert_eq!(report["warnings"], Value::Array(Vec::new()), "{report}");
+    let carried = with_cluster(&east.bootstrap(), async |east| {
+        east.offset_fetch("billing").await
+    });
+    let carried = carried.into_iter().find(|(id, _)| *id == first);
+    assert_eq!(carried.map(|(_, found)| found.unwrap().offset), Some(12));
+    report
 }
 
 /// A source that accepts connections and never answers holds a failover up no more than a dead one.
