@@ -307,6 +307,19 @@ impl Lifecycle {
         });
     }
 
+    /// Another agent is restoring these topics, whose logs are to begin elsewhere: an empty one would be taken for one that has not reached its beginning yet.
+    pub(crate) fn forget_starts<'a>(&self, topics: impl IntoIterator<Item = &'a String>) {
+        self.change(|state| {
+            let mut changed = false;
+            for topic in topics {
+                if let Some(entry) = state.topics.get_mut(topic) {
+                    changed |= !std::mem::take(&mut entry.start_offsets).is_empty();
+                }
+            }
+            changed
+        });
+    }
+
     /// Remembers where one partition begins.
     pub(crate) fn set_start_offset(&self, topic: &str, partition: i32, offset: i64) {
         let Ok(index) = usize::try_from(partition) else {
@@ -547,6 +560,18 @@ mod tests {
         west.set_stop(None);
         east.adopt(&west.state());
         assert_eq!((east.state().stop_token(), east.rest_of("a")), (None, None));
+    }
+
+    #[test]
+    fn where_a_topic_began_is_forgotten_when_another_agent_restores_it() {
+        let lifecycle = Lifecycle::default();
+        for topic in ["a", "b"] {
+            lifecycle.set_start_offset(topic, 1, 60);
+        }
+        lifecycle.forget_starts(&["a".to_owned(), "unknown".to_owned()]);
+        let begins = |topic| lifecycle.start_offset(topic, 1);
+        assert_eq!((begins("a"), begins("b")), (None, Some(60)));
+        assert_eq!(lifecycle.state().topics.len(), 2);
     }
 
     #[test]

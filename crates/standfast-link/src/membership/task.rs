@@ -397,6 +397,12 @@ impl Task {
         let changed = self.inner.options.lifecycle.adopt(&given.state);
         self.said.newest = self.said.newest.max(given.state.newest());
         super::enact::note(&self.inner, &changed);
+        // The one that restores deletes nothing before all have confirmed that they have taken this over.
+        let others = given.members.iter().filter(|m| m.id != joined.member_id);
+        self.inner
+            .options
+            .lifecycle
+            .forget_starts(others.flat_map(|member| &member.restoring));
         let (mut mine, mut elsewhere, mut broken) =
             (HashSet::new(), HashMap::new(), HashMap::new());
         for member in &given.members {
