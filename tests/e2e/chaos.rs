@@ -11,8 +11,8 @@ const SEED: u64 = 15_071;
 
 #[test]
 fn a_minute_of_chaos_loses_and_repeats_nothing() {
-    let seed = std::env::var("STANDFAST_CHAOS_SEED")
-        .map_or(SEED, |seed| seed.parse().expect("a seed"));
+    let seed =
+        std::env::var("STANDFAST_CHAOS_SEED").map_or(SEED, |seed| seed.parse().expect("a seed"));
     let report = chaos::run(&Options {
         seed,
         duration: Duration::from_secs(45),
