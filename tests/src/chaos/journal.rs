@@ -1,6 +1,6 @@
 //! The log of what was sent, acknowledged and handed out, and the proof over it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Write;
 use std::sync::Mutex;
@@ -74,6 +74,13 @@ struct Log {
     handed: Vec<(Name, Place)>,
 }
 
+/// Records that are to be handed out.
+#[derive(Debug)]
+pub(super) struct Unread {
+    names: HashSet<Name>,
+    looked_at: usize,
+}
+
 /// What is noted while the applications run.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -138,12 +145,30 @@ impl Journal {
         (log.acknowledged.len(), log.handed.len())
     }
 
+    /// What is acknowledged and not handed out yet.
+    pub(super) fn unread(&self) -> Unread {
+        let log = self.log.lock().expect("journal");
+        let mut names: HashSet<Name> = log.acknowledged.keys().copied().collect();
+        for (name, _) in &log.handed {
+            names.remove(name);
+        }
+        let looked_at = log.handed.len();
+        Unread { names, looked_at }
+    }
+
+    /// Takes out of `unread` what was handed out since; how many are left.
+    pub(super) fn still(&self, unread: &mut Unread) -> usize {
+        let log = self.log.lock().expect("journal");
+        for (name, _) in &log.handed[unread.looked_at..] {
+            unread.names.remove(name);
+        }
+        unread.looked_at = log.handed.len();
+        unread.names.len()
+    }
+
     /// Whether every acknowledged record was handed out.
     pub(super) fn all_handed_out(&self) -> bool {
-        let log = self.log.lock().expect("journal");
-        let handed: std::collections::HashSet<Name> =
-            log.handed.iter().map(|(name, _)| *name).collect();
-        log.acknowledged.keys().all(|name| handed.contains(name))
+        self.unread().names.is_empty()
     }
 
     /// The proof: each acknowledged record was handed out once, nothing else was, and each key in order.

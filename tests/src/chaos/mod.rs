@@ -133,6 +133,8 @@ struct Chaos {
     /// When a cluster was last joined to the network again.
     mended: Option<Instant>,
     restored_again: usize,
+    /// The standby was restored in mode fast: it has nothing of what the active cluster wrote at the offsets of the lost tail.
+    lacks_older: bool,
 }
 
 impl Chaos {
@@ -153,6 +155,7 @@ impl Chaos {
             flips: 0,
             mended: None,
             restored_again: 0,
+            lacks_older: false,
         };
         fleet.wait_mirroring();
         fleet
@@ -272,6 +275,11 @@ impl Chaos {
 
     fn failover(&mut self, how: How, behind: bool, full: bool) {
         let (lost, next) = (self.active, self.standby());
+        // These records are lost with their cluster (README, "What it is not, yet"). A switchover waits for that itself.
+        if std::mem::take(&mut self.lacks_older) {
+            self.work
+                .wait_read("what only the active cluster holds", SOON);
+        }
         if behind {
             self.agent(next).signal(Signal::SIGSTOP);
             self.work
@@ -316,6 +324,7 @@ impl Chaos {
                 String::from_utf8_lossy(&output.stderr)
             ))
         });
+        self.lacks_older = mode == "fast";
     }
 
     /// Restores a returned cluster's mirror once more if it has failed because of requests from before it was cut off.

@@ -94,6 +94,19 @@ impl Workload {
         });
     }
 
+    /// Waits until all that is acknowledged now has been handed out.
+    pub(super) fn wait_read(&self, when: &str, deadline: Duration) {
+        let mut unread = self.journal.unread();
+        wait::until(
+            &format!("the consumers have read {when}"),
+            deadline,
+            || match self.journal.still(&mut unread) {
+                0 => Ok(()),
+                left => Err(format!("{left} records are still to be handed out")),
+            },
+        );
+    }
+
     /// Ends the producers; waits until all that was sent has been answered, and all that was acknowledged handed out.
     pub(super) fn finish(&mut self, deadline: Duration) {
         self.stop.store(true, Ordering::Relaxed);
