@@ -22,6 +22,9 @@ use standfast_wire::{Cluster, ClusterOptions, HostPort};
 /// Longest wait for anything on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// NOT_LEADER_OR_FOLLOWER.
+const NOT_LEADER: i16 = 6;
+
 /// A folder with a configuration, and the agent that may run with it. Dropping it kills the agent.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -247,18 +250,27 @@ pub(crate) fn produce(bootstrap: &str, topic: &str, partition: i32, count: i64) 
             .with_acks(-1)
             .with_timeout_ms(10_000)
             .with_topic_data(vec![topic_data]);
-        let leader = cluster.leader(topic, partition).await.expect("leader");
-        let connection = cluster.connection(leader).await.expect("connection");
-        let response = connection
-            .call_with(request, 8, Duration::from_secs(20))
-            .await
-            .expect("produce");
-        for partition in response
-            .responses
-            .iter()
-            .flat_map(|topic| &topic.partition_responses)
-        {
-            assert_eq!(partition.error_code, 0, "produce to {topic}");
+        let begin = Instant::now();
+        loop {
+            let leader = cluster.leader(topic, partition).await.expect("leader");
+            let connection = cluster.connection(leader).await.expect("connection");
+            let response = connection
+                .call_with(request.clone(), 8, Duration::from_secs(20))
+                .await
+                .expect("produce");
+            let answered = response.responses.iter();
+            let mut codes = answered
+                .flat_map(|topic| &topic.partition_responses)
+                .map(|partition| partition.error_code);
+            match codes.find(|code| *code != 0) {
+                None => return,
+                // A broker that has just started does not lead all its partitions yet; it has appended nothing.
+                Some(NOT_LEADER) if begin.elapsed() < PATIENCE => {
+                    cluster.topics(&[topic]).await.expect("metadata");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Some(code) => panic!("produce to {topic}: error {code}"),
+            }
         }
     });
 }
