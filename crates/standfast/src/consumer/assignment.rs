@@ -408,7 +408,8 @@ impl Assignment {
             let bound = |from| target.handoffs.bound(&key.0, key.1, from);
             let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
             let sought = context.shared.pending_seek(&key).is_some();
-            if !knows && !sought && handover::is_awaited(at, held.since, moved, bound) {
+            if !knows && !sought && handover::is_awaited(at, held.since, moved, target.since, bound)
+            {
                 self.retry_at = Some(Instant::now() + HANDOVER_RETRY);
                 self.held.insert(key, held);
                 continue;

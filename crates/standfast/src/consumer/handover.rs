@@ -19,8 +19,8 @@ use crate::target::{Bound, Target};
 /// How long the new owner waits for the old one's position: a rebalance brings all members the news at about the same time.
 const GRACE: Duration = Duration::from_millis(1_500);
 
-/// The same for a member that has just moved and knows that another one read the partition until then: that one may still be
-/// on its way. Only if it died with the cluster is this waited for nothing.
+/// The same soon after a flip ([`SETTLES`]): the member that read until then may still be on its way, or wait for a rebalance of which
+/// the others hear with their next heartbeat, 3 s later. Only if it died with the cluster is this waited for nothing.
 const MOVED_GRACE: Duration = Duration::from_secs(5);
 
 /// After a move, how long the members that read until the flip go first. Then those tell their positions who read before: over
@@ -31,18 +31,19 @@ pub(super) const LAST_RESORT: Duration = Duration::from_millis(2_500);
 /// than [`GRACE`] by what members may hear of a flip apart.
 pub(super) const UNTOLD: Duration = Duration::from_secs(1);
 
-/// So long after a move the group is not taken for settled.
+/// So long after a flip the group is not taken for settled.
 pub(super) const SETTLES: Duration = Duration::from_secs(30);
 
 /// One question to the coordinator.
 const ASK: Duration = Duration::from_secs(3);
 
 /// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition
-/// was assigned. `moved`: this consumer came here from another cluster a moment ago.
+/// was assigned. `moved`: this consumer came here from another cluster a moment ago. `flipped`: when it heard of the flip.
 pub(super) fn is_awaited(
     committed: Option<Committed>,
     since: Instant,
     moved: bool,
+    flipped: Instant,
     bound: impl Fn(standfast_discovery::Epoch) -> Bound,
 ) -> bool {
     let is_stale = match committed {
@@ -52,7 +53,8 @@ pub(super) fn is_awaited(
             .epoch
             .is_some_and(|epoch| bound(epoch) != Bound::Unknown),
     };
-    is_stale && since.elapsed() < if moved { MOVED_GRACE } else { GRACE }
+    let is_soon = moved || flipped.elapsed() < SETTLES;
+    is_stale && since.elapsed() < if is_soon { MOVED_GRACE } else { GRACE }
 }
 
 /// Commits the positions of partitions that this member read on an earlier cluster and was not assigned here; with `outdated`, also
@@ -196,18 +198,20 @@ mod tests {
             }
         };
         let ago = |time: Duration| now.checked_sub(time).expect("uptime");
-        for (committed, since, moved, awaited) in [
-            (committed(3, 4), now, false, true),
-            (committed(3, 5), now, false, false),
-            (committed(3, 5), now, true, false),
-            (None, now, false, false),
-            (None, now, true, true),
-            (committed(3, 4), ago(GRACE * 2), false, false),
-            (committed(3, 4), ago(GRACE * 2), true, true),
-            (None, ago(MOVED_GRACE * 2), true, false),
+        let long_ago = ago(SETTLES);
+        for (committed, since, moved, flipped, awaited) in [
+            (committed(3, 4), now, false, long_ago, true),
+            (committed(3, 5), now, false, now, false),
+            (committed(3, 5), now, true, now, false),
+            (None, now, false, now, false),
+            (None, now, true, now, true),
+            (committed(3, 4), ago(GRACE * 2), false, long_ago, false),
+            (committed(3, 4), ago(GRACE * 2), false, now, true),
+            (committed(3, 4), ago(GRACE * 2), true, long_ago, true),
+            (None, ago(MOVED_GRACE * 2), true, now, false),
         ] {
-            let found = is_awaited(committed, since, moved, flipped_after(5));
-            assert_eq!(found, awaited, "{committed:?} {moved}");
+            let found = is_awaited(committed, since, moved, flipped, flipped_after(5));
+            assert_eq!(found, awaited, "{committed:?} {moved} {flipped:?}");
         }
     }
 }
