@@ -21,7 +21,8 @@ use standfast_wire::admin::{
 use standfast_wire::batch::ProducerStamp;
 use standfast_wire::{Cluster, Connection, SharedLogin, TopicPartition};
 use support::{
-    Record, Running, Stamp, append_some, assert_identical, batch, connect, log_ends, wait_for,
+    Record, Running, Stamp, append_some, assert_identical, batch, connect, leader, log_ends,
+    wait_for,
 };
 
 /// Brokers end a session after this time (KIP-368).
@@ -194,7 +195,7 @@ async fn transact(from: &Cluster, topic: &str) {
             base_sequence: 0,
         })
         .expect("restamped");
-    let leader = from.leader(topic, 0).await.expect("a leader");
+    let leader = leader(from, topic, 0).await;
     let raw = from.open_raw(leader).await.expect("a connection");
     let connection = Connection::start(raw, from.options());
     let answer = connection

@@ -16,7 +16,7 @@ use standfast_servers::KafkaCluster;
 use standfast_wire::admin::OffsetSpec;
 use standfast_wire::batch::{HEADER_LEN, ProducerStamp, RawBatch};
 use standfast_wire::fetch::Isolation;
-use standfast_wire::{Cluster, ClusterOptions, HostPort, TopicPartition, produce};
+use standfast_wire::{BrokerId, Cluster, ClusterOptions, HostPort, TopicPartition, produce};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for something that should happen.
@@ -149,6 +149,18 @@ pub async fn wait_for<F: Future<Output = bool>>(what: &str, mut condition: impl 
     }
 }
 
+/// The leader of a partition that may have been created a moment ago: a broker names it a little after the answer to the creation.
+pub async fn leader(cluster: &Cluster, topic: &str, partition: i32) -> BrokerId {
+    let deadline = Instant::now() + LEADS_BY;
+    loop {
+        match cluster.leader(topic, partition).await {
+            Ok(leader) => return leader,
+            Err(error) => assert!(Instant::now() < deadline, "{topic}-{partition}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// One record of a hand-made batch.
 #[derive(Clone, Default)]
 pub struct Record {
@@ -263,7 +275,7 @@ pub async fn append_in(
         producer_epoch: h.producer_epoch,
         base_sequence: h.base_sequence,
     };
-    let leader = cluster.leader(topic, partition).await.expect("a leader");
+    let leader = leader(cluster, topic, partition).await;
     let (mut reader, mut writer) = cluster
         .open_raw(leader)
         .await
@@ -292,7 +304,7 @@ pub async fn append_in(
 
 /// Appends `count` batches of 10 small records.
 pub async fn append_some(cluster: &Cluster, topic: &str, partition: i32, count: usize) {
-    let leader = cluster.leader(topic, partition).await.expect("a leader");
+    let leader = leader(cluster, topic, partition).await;
     let (mut reader, mut writer) = cluster
         .open_raw(leader)
         .await

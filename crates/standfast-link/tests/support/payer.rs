@@ -26,7 +26,7 @@ pub async fn write_transactions(cluster: &Cluster, topic: &str) {
             .restamp(producer)
             .expect("restamped");
         let partition = TopicPartition::new(topic, 0);
-        let leader = cluster.leader(topic, 0).await.expect("a leader");
+        let leader = leader(cluster, topic, 0).await;
         let raw = cluster.open_raw(leader).await.expect("a connection");
         let connection = Connection::start(raw, cluster.options());
         let at = log_ends(cluster, topic).await[0];
