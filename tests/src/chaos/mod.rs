@@ -264,7 +264,10 @@ impl Chaos {
             if output.status.success() {
                 return Ok(());
             }
-            self.restore_after_late_requests();
+            // A failover does not need it, and may have happened.
+            if command[0] == "switchover" {
+                self.restore_after_late_requests();
+            }
             std::thread::sleep(Duration::from_millis(500));
             let said = [output.stderr, output.stdout].concat();
             Err(String::from_utf8_lossy(&said).into_owned())
