@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use standfast_servers::KafkaCluster;
 
 pub use journal::Verdict;
 pub use schedule::{How, Outage, Schedule, Step, Target};
@@ -34,6 +33,8 @@ const SOON: Duration = Duration::from_secs(120);
 /// So long after the network is back a request that was sent before may arrive: TCP repeats it at ever longer intervals, for a
 /// socket that was closed too.
 const LATE_REQUESTS: Duration = Duration::from_secs(60);
+/// What a request that has arrived may take to be noticed in the log.
+const ARRIVED: Duration = Duration::from_secs(2);
 /// Records in each direction that show that the applications work.
 const SOME: usize = 200;
 
@@ -130,7 +131,8 @@ struct Chaos {
     site: Site,
     active: Side,
     flips: usize,
-    /// When a cluster was last joined to the network again.
+    /// When a cluster was last cut off from the network, and joined to it again.
+    cut: Option<Instant>,
     mended: Option<Instant>,
     restored_again: usize,
     /// The standby was restored in mode fast: it has nothing of what the active cluster wrote at the offsets of the lost tail.
@@ -153,6 +155,7 @@ impl Chaos {
             site,
             active: Side::West,
             flips: 0,
+            cut: None,
             mended: None,
             restored_again: 0,
             lacks_older: false,
@@ -216,7 +219,7 @@ impl Chaos {
     fn begin(&mut self, outage: &Outage) {
         let side = self.side(outage.target);
         match (outage.target, outage.how) {
-            (Target::Active | Target::Standby, how) => lose(self.site.pair.side(side), how),
+            (Target::Active | Target::Standby, how) => self.lose(side, how),
             (Target::StandbyAgent | Target::ActiveAgent, How::Killed) => self.agent(side).kill(),
             (Target::StandbyAgent | Target::ActiveAgent, How::Frozen | How::CutOff) => {
                 self.agent(side).signal(Signal::SIGSTOP);
@@ -240,6 +243,18 @@ impl Chaos {
             (Target::Consul, How::Frozen | How::CutOff) => self.site.consul.resume(),
             (Target::Vault, How::Killed) => self.site.vault.unseal().expect("unseal"),
             (Target::Vault, How::Frozen | How::CutOff) => self.site.vault.resume(),
+        }
+    }
+
+    fn lose(&mut self, side: Side, how: How) {
+        let cluster = self.site.pair.side(side);
+        match how {
+            How::Killed => cluster.kill(),
+            How::CutOff if cluster.can_be_cut_off() => {
+                cluster.cut_off(true).expect("cut off");
+                self.cut = Some(Instant::now());
+            }
+            How::Frozen | How::CutOff => cluster.pause(),
         }
     }
 
@@ -283,12 +298,13 @@ impl Chaos {
             self.work
                 .wait_read("what only the active cluster holds", SOON);
         }
+        self.wait_late_requests();
         if behind {
             self.agent(next).signal(Signal::SIGSTOP);
             self.work
                 .wait_progress("while the mirror hangs", SOME, SOON);
         }
-        lose(self.site.pair.side(lost), how);
+        self.lose(lost, how);
         if behind {
             self.agent(next).signal(Signal::SIGCONT);
         }
@@ -342,6 +358,20 @@ impl Chaos {
         }
     }
 
+    /// A mirror that has failed is nothing to fail over to. TCP doubles its waits, so what was sent before a cut has arrived so long after it
+    /// as the cut lasted.
+    fn wait_late_requests(&mut self) {
+        let (Some(cut), Some(mended)) = (self.cut, self.mended) else {
+            return;
+        };
+        let until = mended + (mended - cut) + ARRIVED;
+        while Instant::now() < until {
+            self.restore_after_late_requests();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.wait_mirroring();
+    }
+
     /// The standby's mirror follows the active cluster.
     fn wait_mirroring(&mut self) {
         let standby = self.standby();
@@ -366,13 +396,5 @@ impl Chaos {
             }
             Err(mirror.to_string())
         });
-    }
-}
-
-fn lose(cluster: &mut KafkaCluster, how: How) {
-    match how {
-        How::Killed => cluster.kill(),
-        How::CutOff if cluster.can_be_cut_off() => cluster.cut_off(true).expect("cut off"),
-        How::Frozen | How::CutOff => cluster.pause(),
     }
 }
