@@ -3,12 +3,15 @@
 //! The log is the state. Whatever casts doubt on the position ends in [`Partition::reset`], which forgets everything; start-up then reads the
 //! position from the destination again and compares it with the source.
 
+mod sent;
+mod verdict;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use standfast_wire::batch::{ProducerStamp, RawBatch};
+use standfast_wire::batch::RawBatch;
 
 pub(crate) use standfast_wire::TopicPartition as PartitionId;
 
@@ -19,9 +22,11 @@ use crate::join::{self, JOINED_BYTES, QUEUED_MIN};
 use crate::numbering::Numbering;
 use crate::options::MAX_IN_FLIGHT;
 use crate::oversize::SOLO_BYTES;
-use crate::refusal;
 use crate::startup::Started;
 use crate::status::PartitionStatus;
+pub(crate) use sent::{Sent, ToSend};
+use verdict::End;
+pub(crate) use verdict::{Doubt, Failure, Side, Verdict};
 
 /// After so long without an acknowledgement only one batch is sent, until it is acknowledged.
 ///
@@ -32,129 +37,10 @@ const PIPELINE_AFTER_ACK: Duration = Duration::from_secs(30);
 /// Damaged batches in a row until the partition is given up.
 const MAX_DAMAGED: u32 = 5;
 
-/// Why a partition stops for good.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) error: MirrorTopicError,
-    pub(crate) text: String,
-}
-
-impl Failure {
-    pub(crate) fn new(error: MirrorTopicError, text: impl Into<String>) -> Self {
-        Self {
-            error,
-            text: text.into(),
-        }
-    }
-}
-
-/// Why a partition starts again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Doubt {
-    /// The cluster that caused it.
-    pub(crate) side: Side,
-    pub(crate) error: MirrorTopicError,
-    pub(crate) text: String,
-}
-
-/// One of the two clusters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
-    Source,
-    Destination,
-}
-
-impl Doubt {
-    pub(crate) fn source(text: impl Into<String>) -> Self {
-        Self {
-            side: Side::Source,
-            error: MirrorTopicError::NoError,
-            text: text.into(),
-        }
-    }
-
-    pub(crate) fn destination(text: impl Into<String>) -> Self {
-        Self {
-            side: Side::Destination,
-            error: MirrorTopicError::NoError,
-            text: text.into(),
-        }
-    }
-
-    /// A call failed.
-    pub(crate) fn failed(side: Side, error: &standfast_wire::Error) -> Self {
-        Self {
-            side,
-            error: refusal::topic_error(error, MirrorTopicError::NoError),
-            text: refusal::text(error),
-        }
-    }
-
-    /// The same doubt, from the error code of one partition.
-    pub(crate) fn with_code(mut self, code: standfast_wire::ResponseError) -> Self {
-        if refusal::is_authorization(code) {
-            self.error = MirrorTopicError::AuthorizationError;
-            self.text = format!("{}: {}", refusal::AUTHORIZATION, self.text);
-        }
-        self
-    }
-}
-
-/// What follows from an answer of the destination.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Nothing special.
-    GoOn,
-    /// Reset and start again.
-    StartAgain(Doubt),
-    /// Reset and go on on the slow path: the next batch cannot be copied as it is (see [`crate::slow`]).
-    Slow,
-    /// Reset and stop for good.
-    Fail(Failure),
-}
-
-/// A batch on its way, as the request remembers it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sent {
-    /// Generation of the partition when the batch was sent; answers for an older one are ignored.
-    pub(crate) generation: u32,
-    pub(crate) base_offset: i64,
-    next_offset: i64,
-    bytes: u64,
-    max_timestamp: i64,
-    /// Several batches of the source in one.
-    pub(crate) joined: bool,
-}
-
 #[derive(Debug)]
 struct Queued {
     batch: RawBatch,
     permit: Rc<Permit>,
-}
-
-/// The batch to send next and what keeps its memory counted.
-#[derive(Debug)]
-pub(crate) struct ToSend {
-    pub(crate) batch: RawBatch,
-    pub(crate) stamp: ProducerStamp,
-    pub(crate) sent: Sent,
-    pub(crate) permit: Rc<Permit>,
-}
-
-/// What follows when all that was fetched is acknowledged.
-#[derive(Debug)]
-enum End {
-    Fail(Failure),
-    Slow,
-}
-
-impl From<End> for Verdict {
-    fn from(end: End) -> Self {
-        match end {
-            End::Fail(failure) => Self::Fail(failure),
-            End::Slow => Self::Slow,
-        }
-    }
 }
 
 /// Whether fetching is held.
