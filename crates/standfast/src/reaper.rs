@@ -89,13 +89,14 @@ pub(crate) fn abandoned() -> u64 {
 }
 
 /// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
-/// destroys the client without the close protocol, which has no deadline. May block; `owned`: the partitions that it has.
+/// destroys the client without the close protocol, which has no deadline. May block; `member`: partitions to ask the coordinator about,
+/// its own or any of the subscription, also while it is only joining; none if it never was in a group.
 ///
 /// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
 /// coordinator that is gone (fixed in 2.14.2).
-pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, owned: TopicPartitionList) {
-    let is_member = owned.count() > 0;
-    if is_member && consumer.committed_offsets(owned, COORDINATOR).is_ok() {
+pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, member: TopicPartitionList) {
+    let is_member = member.count() > 0;
+    if is_member && consumer.committed_offsets(member, COORDINATOR).is_ok() {
         consumer.unsubscribe();
         let until = Instant::now() + LEAVE;
         while Instant::now() < until {

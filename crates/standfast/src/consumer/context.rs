@@ -71,8 +71,8 @@ impl ConsumerContext for WorkerContext {
 /// old cluster what they hand out on the new one.
 const STAY: Duration = Duration::from_secs(5);
 
-/// Sends an old client to the reaper. Never blocks.
-pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitionList) {
+/// Sends an old client to the reaper. Never blocks. `member`: see [`reaper::take_down`].
+pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, member: TopicPartitionList) {
     let context = Arc::clone(consumer.context());
     let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
     let shared = Arc::clone(&context.shared);
@@ -82,14 +82,14 @@ pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, owned: TopicPartitio
         let cluster = cluster.clone();
         move || shared.has_left(&cluster)
     };
-    let stays = owned.count() > 0 && has_moved();
-    if stays && let Err(error) = consumer.pause(&owned) {
+    let stays = member.count() > 0 && has_moved();
+    if stays && let Err(error) = consumer.pause(&member) {
         tracing::debug!(client = client.as_str(), %error, "an old client fetches on until it is taken down");
     }
     let handed_in = Instant::now();
     let name = client.clone();
     let retirement: reaper::Retirement = Box::new(move || {
-        reaper::take_down(consumer, owned);
+        reaper::take_down(consumer, member);
         let took = handed_in.elapsed();
         let _ = events.send(FleetEvent::ClientRetired {
             client,

@@ -163,9 +163,8 @@ impl Loop {
             .commits
             .begin(&self.consumer);
         let mut ended = self.wait_for_offsets();
-        if ended.is_none()
-            && let Err(error) = self.consumer.subscribe(&topics)
-        {
+        let joins = ended.is_none() && !self.stop.is_cancelled();
+        if joins && let Err(error) = self.consumer.subscribe(&topics) {
             ended = Some(Ended::Broken(error.to_string()));
         }
         while ended.is_none() && !self.stop.is_cancelled() {
@@ -174,13 +173,16 @@ impl Loop {
         if self.shared.is_closing() {
             self.commit_finally();
         }
-        let owned = {
+        let member = {
             let mut state = self.consumer.context().state();
             // Librdkafka wants queues to go before their client.
             state.commits.end();
-            state.running_list()
+            match joins {
+                true => state.asked_about(self.shared.subscription.names().first()),
+                false => TopicPartitionList::new(),
+            }
         };
-        retire(self.consumer, owned);
+        retire(self.consumer, member);
         ended.unwrap_or(Ended::Stopped)
     }
 

@@ -168,8 +168,11 @@ impl Clients {
                     let _ = thread.join();
                 }
                 if let Some(reader) = self.reader.take() {
-                    let owned = reader.context().state().owned();
-                    reaper::take_down(reader, owned);
+                    let mut member = reader.context().state().owned();
+                    if let (0, Some(topic)) = (member.count(), self.shared.topics.first()) {
+                        member.add_partition(topic, 0);
+                    }
+                    reaper::take_down(reader, member);
                 }
                 drop(self);
                 let took = started.elapsed();
