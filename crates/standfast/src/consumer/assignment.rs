@@ -40,8 +40,8 @@ pub(super) struct Assignment {
     pub(super) commits: Commits,
     /// Partitions were assigned; see what was not.
     must_hand_over: bool,
-    /// Partitions were assigned at least once.
-    was_assigned: bool,
+    /// When partitions were last assigned.
+    assigned_at: Option<Instant>,
     /// Positions were told that another member may have passed since.
     told_all: bool,
 }
@@ -85,15 +85,17 @@ impl Assignment {
         rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
-        (self.must_hand_over, self.was_assigned) = (true, true);
+        self.must_hand_over = true;
+        self.assigned_at = Some(Instant::now());
     }
 
     /// Tells the group the positions of partitions that others read on.
     pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
+        let had_time = |at: Instant| at.elapsed() >= handover::LAST_RESORT;
         let is_late = !self.told_all
-            && self.was_assigned
-            && context.shared.moved_for() >= Some(handover::LAST_RESORT);
+            && self.assigned_at.is_some_and(had_time)
+            && context.shared.has_just_moved();
         if !self.must_hand_over && !is_late {
             return;
         }

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(1_500);
 /// the others hear with their next heartbeat, 3 s later. Only if it died with the cluster is this waited for nothing.
 const MOVED_GRACE: Duration = Duration::from_secs(5);
 
-/// After a move, how long the members that read until the flip go first. Then those tell their positions who read before: over
+/// After the last assignment, how long the members that read until the flip go first. Then those tell their positions who read before: over
 /// flips in quick succession nobody may have begun to read a partition in between. Shorter than [`MOVED_GRACE`].
 pub(super) const LAST_RESORT: Duration = Duration::from_millis(2_500);
 
@@ -95,7 +95,12 @@ pub(super) fn hand_over(
         };
         let mut entry = offsets.add_partition(&key.0, key.1);
         if entry.set_offset(Offset::Offset(offset)).is_ok() {
-            entry.set_metadata(label(shared.epoch(), &seen));
+            // Who may know better goes by the epoch: it can still be told, and waited for.
+            let epoch = match carried.outdated {
+                true => carried.from,
+                false => shared.epoch(),
+            };
+            entry.set_metadata(label(epoch, &seen));
         }
     }
     if offsets.count() == 0 {

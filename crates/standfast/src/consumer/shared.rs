@@ -196,11 +196,6 @@ impl ConsumerShared {
         moved.is_some_and(|moved| moved.elapsed() < SETTLES)
     }
 
-    /// How long ago this consumer came from another cluster.
-    pub(super) fn moved_for(&self) -> Option<Duration> {
-        self.table().moved.map(|moved| moved.elapsed())
-    }
-
     /// A partition was given back that was not read yet: another member gets it, and is told the position.
     pub(super) fn put_back(&self, generation: u64, key: &Key) {
         let mut table = self.table();
