@@ -94,10 +94,7 @@ impl DrainWatch {
         lock: &C::Lock,
     ) -> Result<(), String> {
         loop {
-            flip::time_left(lock, context.limits.step)?;
-            if context.shutdown.is_cancelled() {
-                return Err("the agent is shutting down".to_owned());
-            }
+            flip::may_wait(context, lock)?;
             match both_ends(context, route).await {
                 Ok(ends) => self.note(ends, Instant::now()),
                 Err(error) => self.error = Some(error),

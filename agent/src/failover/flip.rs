@@ -264,6 +264,18 @@ fn is_same_change(found: &FleetRecord, wanted: &FleetRecord) -> bool {
         && found.handoff == wanted.handoff
 }
 
+/// Whether an operation that waits may go on waiting: the lock is still valid, and the agent stays.
+pub(super) fn may_wait<C: Coordination, M: Mirrors>(
+    context: &Context<C, M>,
+    lock: &C::Lock,
+) -> Result<(), String> {
+    time_left(lock, context.limits.step)?;
+    if context.shutdown.is_cancelled() {
+        return Err("the agent is shutting down".to_owned());
+    }
+    Ok(())
+}
+
 /// What is left of the lock, at most `limit`.
 pub(super) fn time_left(lock: &impl FleetLock, limit: Duration) -> Result<Duration, String> {
     let left = lock.time_left().unwrap_or(limit).min(limit);

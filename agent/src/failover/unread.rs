@@ -99,10 +99,7 @@ impl Watch {
         lock: &C::Lock,
     ) -> Result<(), String> {
         loop {
-            flip::time_left(lock, context.limits.step)?;
-            if context.shutdown.is_cancelled() {
-                return Err("the agent is shutting down".to_owned());
-            }
+            flip::may_wait(context, lock)?;
             self.look(context, route).await;
             if matches!(&self.last, Ok(unread) if unread.is_empty()) {
                 return Ok(());
