@@ -45,15 +45,11 @@ pub(crate) struct Stay {
 
 /// Runs `retirement` on the reaper thread. Never blocks. If the list is full, the client is abandoned with its threads.
 pub(crate) fn retire(client: &str, retirement: Retirement) {
-    hand_in(client, None, retirement);
+    retire_after(client, None, retirement);
 }
 
 /// The same after `stay`.
-pub(crate) fn retire_after(client: &str, stay: Stay, retirement: Retirement) {
-    hand_in(client, Some(stay), retirement);
-}
-
-fn hand_in(client: &str, stay: Option<Stay>, retirement: Retirement) {
+pub(crate) fn retire_after(client: &str, stay: Option<Stay>, retirement: Retirement) {
     static REAPER: OnceLock<Option<SyncSender<Job>>> = OnceLock::new();
     RETIRING.fetch_add(1, Relaxed);
     let job = Job {
@@ -89,8 +85,8 @@ pub(crate) fn abandoned() -> u64 {
 }
 
 /// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
-/// destroys the client without the close protocol, which has no deadline. May block; `member`: partitions to ask the coordinator about,
-/// its own or any of the subscription, also while it is only joining; none if it never was in a group.
+/// destroys the client without the close protocol, which has no deadline. May block; `member`: see [`asked_about`], none if it never was
+/// in a group.
 ///
 /// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
 /// coordinator that is gone (fixed in 2.14.2).
@@ -104,6 +100,17 @@ pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, member: T
         }
     }
     ffi::destroy_without_close(consumer);
+}
+
+/// Partitions by which the coordinator can be asked whether it is there: a member's own, else one of `topic`, since it may only be joining.
+pub(crate) fn asked_about(
+    mut own: TopicPartitionList,
+    topic: Option<&String>,
+) -> TopicPartitionList {
+    if let (0, Some(topic)) = (own.count(), topic) {
+        own.add_partition(topic, 0);
+    }
+    own
 }
 
 struct Job {
@@ -167,5 +174,41 @@ fn take_down_one(job: Job) {
         tracing::warn!(client, ?took, "taking an old Kafka client down was slow");
     } else {
         tracing::debug!(client, ?took, "old Kafka client is gone");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_without_partitions_asks_about_any_of_its_topics() {
+        let topic = "orders".to_owned();
+        let asked = asked_about(TopicPartitionList::new(), Some(&topic));
+        assert!(asked.find_partition("orders", 0).is_some());
+        let mut own = TopicPartitionList::new();
+        own.add_partition("orders", 3);
+        let asked = asked_about(own, Some(&topic));
+        assert_eq!(asked.count(), 1);
+        assert!(asked.find_partition("orders", 3).is_some());
+        assert_eq!(asked_about(TopicPartitionList::new(), None).count(), 0);
+    }
+
+    #[test]
+    fn a_client_stays_until_its_time_is_up_or_it_is_not_wanted_any_more() {
+        let job = |stay| Job {
+            client: "billing-1".to_owned(),
+            stay,
+            retirement: Box::new(|| {}),
+        };
+        let stay = |left: Duration, wanted: bool| Stay {
+            until: Instant::now() + left,
+            while_wanted: Box::new(move || wanted),
+        };
+        let long = Duration::from_secs(3_600);
+        assert!(job(None).is_due());
+        assert!(!job(Some(stay(long, true))).is_due());
+        assert!(job(Some(stay(long, false))).is_due());
+        assert!(job(Some(stay(Duration::ZERO, true))).is_due());
     }
 }

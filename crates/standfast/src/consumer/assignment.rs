@@ -343,14 +343,11 @@ impl Assignment {
         list
     }
 
-    /// Partitions by which the coordinator can be asked whether it is there: those of this member, else one of `topic`.
-    pub(super) fn asked_about(&self, topic: Option<&String>) -> TopicPartitionList {
+    /// What the group has assigned: running partitions and held ones.
+    pub(super) fn assigned_list(&self) -> TopicPartitionList {
         let mut list = self.running_list();
         for (topic, number) in self.held.keys() {
             list.add_partition(topic, *number);
-        }
-        if let (0, Some(topic)) = (list.count(), topic) {
-            list.add_partition(topic, 0);
         }
         list
     }

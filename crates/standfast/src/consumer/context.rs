@@ -97,14 +97,9 @@ pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, member: TopicPartiti
             took,
         });
     });
-    match stays {
-        true => {
-            let stay = reaper::Stay {
-                until: handed_in + STAY,
-                while_wanted: Box::new(has_moved),
-            };
-            reaper::retire_after(name.as_str(), stay, retirement);
-        }
-        false => reaper::retire(name.as_str(), retirement),
-    }
+    let stay = stays.then(|| reaper::Stay {
+        until: handed_in + STAY,
+        while_wanted: Box::new(has_moved),
+    });
+    reaper::retire_after(name.as_str(), stay, retirement);
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
+use standfast_discovery::Epoch;
 
 use super::commits::Commits;
 use super::context::WorkerContext;
@@ -44,7 +45,7 @@ pub(super) fn is_awaited(
     since: Instant,
     moved: bool,
     flipped: Instant,
-    bound: impl Fn(standfast_discovery::Epoch) -> Bound,
+    bound: impl Fn(Epoch) -> Bound,
 ) -> bool {
     let is_stale = match committed {
         // The group's offsets have not been carried over yet.
@@ -95,12 +96,7 @@ pub(super) fn hand_over(
         };
         let mut entry = offsets.add_partition(&key.0, key.1);
         if entry.set_offset(Offset::Offset(offset)).is_ok() {
-            // Who may know better goes by the epoch: it can still be told, and waited for.
-            let epoch = match carried.outdated {
-                true => carried.from,
-                false => shared.epoch(),
-            };
-            entry.set_metadata(label(epoch, &seen));
+            entry.set_metadata(label(told_under(&carried, shared.epoch()), &seen));
         }
     }
     if offsets.count() == 0 {
@@ -122,13 +118,19 @@ pub(super) fn hand_over(
     Ok(())
 }
 
+/// The epoch with which a position is told. Who may know better goes by it: an outdated position must leave room for a certain one, and for
+/// waiting for it.
+fn told_under(carried: &Carried, now: Epoch) -> Epoch {
+    if carried.outdated { carried.from } else { now }
+}
+
 /// What to commit for a partition of which this much is done: nothing if its position means nothing here, or somebody reads it
 /// here already.
 fn position(
     carried: &Carried,
     done: Option<(i64, String)>,
     committed: Option<Committed>,
-    bound: impl Fn(standfast_discovery::Epoch) -> Bound,
+    bound: impl Fn(Epoch) -> Bound,
 ) -> Option<(i64, String)> {
     let (point, seen) = done?;
     let Bound::Below(mirrored) = bound(carried.from) else {
@@ -144,8 +146,6 @@ fn position(
 
 #[cfg(test)]
 mod tests {
-    use standfast_discovery::Epoch;
-
     use super::*;
     use crate::consumer::partition::Partition;
     use crate::consumer::window::Window;
@@ -188,6 +188,33 @@ mod tests {
             None,
             "the new owner's"
         );
+    }
+
+    #[test]
+    fn what_others_may_have_passed_gives_way_to_what_is_certain() {
+        let outdated = Carried {
+            from: Epoch(2),
+            outdated: true,
+            ..carried()
+        };
+        let (told, bound) = (told_under(&outdated, Epoch(5)), |_| Bound::Below(20));
+        let committed = Some(Committed {
+            offset: 3,
+            epoch: Some(told),
+        });
+        let certain = carried();
+        let done = certain.partition.commit_after(-1, 100);
+        let better = position(&certain, done, committed, bound);
+        assert_eq!(better.map(|(offset, _)| offset), Some(8));
+        let now = Instant::now();
+        assert!(is_awaited(committed, now, true, now, bound));
+        // And not the other way round.
+        let committed = Some(Committed {
+            offset: 8,
+            epoch: Some(told_under(&certain, Epoch(5))),
+        });
+        let done = outdated.partition.commit_after(-1, 100);
+        assert_eq!(position(&outdated, done, committed, bound), None);
     }
 
     #[test]

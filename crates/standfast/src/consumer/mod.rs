@@ -50,6 +50,7 @@ use self::shared::ConsumerShared;
 pub use self::start::MissingOffset;
 pub(crate) use self::start::{Committed, Known, Start, label, labelled_window};
 pub(crate) use self::window::{MAX_TEXT, Window};
+pub(crate) use self::worker::failure;
 use crate::error::Result;
 use crate::stats::add;
 

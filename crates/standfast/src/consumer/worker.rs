@@ -9,6 +9,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
+use standfast_discovery::ClusterName;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +24,10 @@ use super::start::MissingOffset;
 use crate::connect::Connect;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
-use crate::ffi;
 use crate::stats::add;
 use crate::target::Target;
 use crate::way_back::WayBack;
+use crate::{ffi, reaper};
 
 /// Longest wait for a record; also what stopping the thread may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -178,7 +179,10 @@ impl Loop {
             // Librdkafka wants queues to go before their client.
             state.commits.end();
             match joins {
-                true => state.asked_about(self.shared.subscription.names().first()),
+                true => {
+                    let topic = self.shared.subscription.names().first();
+                    reaper::asked_about(state.assigned_list(), topic)
+                }
                 false => TopicPartitionList::new(),
             }
         };
@@ -301,22 +305,10 @@ impl Loop {
                     .state()
                     .check_positions(&self.consumer);
             }
-            // Things that the application can do something about.
-            Some(
-                Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::InvalidTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::InvalidGroupId
-                | Code::InconsistentGroupProtocol,
-            ) => self.batch.push_back(Item::Failure(Error::Consume {
-                group: self.shared.group.clone(),
-                cluster: self.target.cluster.clone(),
-                reason: Box::new(error),
-            })),
-            // Lost connections and the like: librdkafka tries again, `error()` has logged it.
-            _ => {}
+            _ => {
+                let failure = failure(error, &self.shared.group, &self.target.cluster);
+                self.batch.extend(failure.map(Item::Failure));
+            }
         }
         Ok(())
     }
@@ -411,6 +403,27 @@ impl Loop {
             drop(self.consumer.poll(Duration::from_millis(20)));
         }
     }
+}
+
+/// What the application is told of an error: only what it can do something about. For lost connections and the like librdkafka tries
+/// again, and `error()` has logged them.
+pub(crate) fn failure(error: KafkaError, group: &str, cluster: &ClusterName) -> Option<Error> {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code()?,
+        Code::UnknownTopicOrPartition
+            | Code::UnknownTopic
+            | Code::InvalidTopic
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::InvalidGroupId
+            | Code::InconsistentGroupProtocol
+    )
+    .then(|| Error::Consume {
+        group: group.to_owned(),
+        cluster: cluster.clone(),
+        reason: Box::new(error),
+    })
 }
 
 /// Runs a worker on its own thread.

@@ -168,10 +168,8 @@ impl Clients {
                     let _ = thread.join();
                 }
                 if let Some(reader) = self.reader.take() {
-                    let mut member = reader.context().state().owned();
-                    if let (0, Some(topic)) = (member.count(), self.shared.topics.first()) {
-                        member.add_partition(topic, 0);
-                    }
+                    let owned = reader.context().state().owned();
+                    let member = reaper::asked_about(owned, self.shared.topics.first());
                     reaper::take_down(reader, member);
                 }
                 drop(self);

@@ -24,13 +24,7 @@ type Told = Arc<Mutex<Vec<(Instant, RebalanceEvent)>>>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_member_comes_with_the_flip() {
-    let world = World::start(PARTITIONS).await;
-    for partition in 0..PARTITIONS {
-        let records = (0..RECORDS).map(|n| n.to_string());
-        produce_plain(&world.west.bootstrap(), "orders", partition, records);
-        let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
-        mirror(&west, &east, partition, RECORDS as i64);
-    }
+    let world = mirrored().await;
     given_back(&world).await;
     round(&world, "range", EAST, false).await;
     round(&world, "cooperative-sticky", WEST, false).await;
@@ -41,13 +35,7 @@ async fn a_second_member_comes_with_the_flip() {
 /// one says, which is not assigned anything yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn positions_outlast_a_flip_that_came_too_soon_to_be_used() {
-    let world = World::start(PARTITIONS).await;
-    for partition in 0..PARTITIONS {
-        let records = (0..RECORDS).map(|n| n.to_string());
-        produce_plain(&world.west.bootstrap(), "orders", partition, records);
-        let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
-        mirror(&west, &east, partition, RECORDS as i64);
-    }
+    let world = mirrored().await;
     let late = tempfile::tempdir().expect("folder");
     copy(world.dir.path(), late.path());
     let second_fleet = connect_to(late.path()).await;
@@ -94,6 +82,18 @@ async fn positions_outlast_a_flip_that_came_too_soon_to_be_used() {
     }
     let repeated = counts.values().filter(|count| **count > 1).count();
     assert_eq!(repeated, 0, "repeated");
+}
+
+/// Both clusters have the same records.
+async fn mirrored() -> World {
+    let world = World::start(PARTITIONS).await;
+    for partition in 0..PARTITIONS {
+        let records = (0..RECORDS).map(|n| n.to_string());
+        produce_plain(&world.west.bootstrap(), "orders", partition, records);
+        let (west, east) = (world.west.bootstrap(), world.east.bootstrap());
+        mirror(&west, &east, partition, RECORDS as i64);
+    }
+    world
 }
 
 /// Without a flip: what the application asks for while it is told that partitions go is committed before they do.

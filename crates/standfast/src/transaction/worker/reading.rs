@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
 use super::{ABORT, BATCH, Ended, Generation};
-use crate::consumer::{Message, is_link_filler};
+use crate::consumer::{Message, failure, is_link_filler};
 use crate::error::Error;
 use crate::ffi;
 use crate::stats::add;
@@ -140,21 +140,7 @@ impl Generation {
                 state.check_positions(reader);
                 Ok(None)
             }
-            Some(
-                Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::InvalidTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::InvalidGroupId
-                | Code::InconsistentGroupProtocol,
-            ) => Ok(Some(Error::Consume {
-                group: self.shared.group.clone(),
-                cluster: self.target.cluster.clone(),
-                reason: Box::new(error),
-            })),
-            // Lost connections and the like: librdkafka tries again, `error()` has logged it.
-            _ => Ok(None),
+            _ => Ok(failure(error, &self.shared.group, &self.target.cluster)),
         }
     }
 
