@@ -23,17 +23,62 @@ const SLOW: Duration = Duration::from_secs(20);
 /// How long an old client may take to find out whether its coordinator is alive.
 const COORDINATOR: Duration = Duration::from_millis(500);
 
+/// The same when it is asked again. Short, since the others wait meanwhile.
+const COORDINATOR_AGAIN: Duration = Duration::from_millis(100);
+
+/// Between two questions to a coordinator that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// For so long an old client tries to leave its group: the wrapper's session timeout and a little. Later the broker has dropped the
+/// member by itself.
+const TRIES_TO_LEAVE: Duration = Duration::from_secs(12);
+
 /// How long an old client goes on after it has asked to leave its group, so that the request gets out.
 const LEAVE: Duration = Duration::from_millis(500);
 
-/// Between two looks at the clients that stay for a while.
+/// Events that are taken at once from a client that leaves; with what it still reads among them.
+const MAX_EVENTS: usize = 100;
+
+/// Between two looks at the clients that wait for something.
 const LOOK: Duration = Duration::from_millis(50);
 
 static RETIRING: AtomicU64 = AtomicU64::new(0);
 static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
-/// A client's last act. It may block.
-pub(crate) type Retirement = Box<dyn FnOnce() + Send>;
+/// A client's last act, or what is to be done of it now. It may block for a moment.
+pub(crate) struct Retirement(Box<dyn FnOnce(Patience) -> Option<Later> + Send>);
+
+/// Whether there is time for what can be done without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    Some,
+    /// Too many clients are waiting.
+    None,
+}
+
+/// The rest of a retirement, and when it is to be done.
+struct Later {
+    after: Duration,
+    retirement: Retirement,
+}
+
+impl Retirement {
+    /// One that is done at once.
+    pub(crate) fn new(act: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(move |_| {
+            act();
+            None
+        }))
+    }
+
+    /// Takes a consumer down ([`Farewell`]), and does `then` when it is gone.
+    pub(crate) fn of_consumer<C: ConsumerContext + 'static>(
+        farewell: Farewell<C>,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        Self(Box::new(move |patience| farewell.go_on(patience, then)))
+    }
+}
 
 /// How long an old client is left alone before it is taken down.
 pub(crate) struct Stay {
@@ -56,6 +101,7 @@ pub(crate) fn retire_after(client: &str, stay: Option<Stay>, retirement: Retirem
         client: client.to_owned(),
         stay,
         retirement,
+        took: Duration::ZERO,
     };
     let refused = match REAPER.get_or_init(start) {
         Some(reaper) => match reaper.try_send(job) {
@@ -84,22 +130,76 @@ pub(crate) fn abandoned() -> u64 {
     ABANDONED.load(Relaxed)
 }
 
-/// Leaves the group if the coordinator is alive, so that the others need not wait for the session to time out, and
-/// destroys the client without the close protocol, which has no deadline. May block; `member`: see [`asked_about`], none if it never was
-/// in a group.
+/// A consumer on its way out. It leaves its group if the coordinator answers, so that the others need not wait for the session to time out:
+/// a member of which the coordinator hears no more would be given partitions that nobody reads. In the end it is destroyed without the
+/// close protocol, which has no deadline.
 ///
 /// Leaving is only tried right after the coordinator has answered: librdkafka 2.12.1 can crash when a leave meets a
 /// coordinator that is gone (fixed in 2.14.2).
-pub(crate) fn take_down<C: ConsumerContext>(consumer: BaseConsumer<C>, member: TopicPartitionList) {
-    let is_member = member.count() > 0;
-    if is_member && consumer.committed_offsets(member, COORDINATOR).is_ok() {
-        consumer.unsubscribe();
-        let until = Instant::now() + LEAVE;
-        while Instant::now() < until {
-            drop(consumer.poll(Duration::from_millis(50)));
+pub(crate) struct Farewell<C: ConsumerContext> {
+    consumer: BaseConsumer<C>,
+    /// See [`asked_about`]; none if it never was in a group.
+    member: TopicPartitionList,
+    began: Option<Instant>,
+    left: Option<Instant>,
+}
+
+impl<C: ConsumerContext + 'static> Farewell<C> {
+    /// `member`: see [`asked_about`], none if the consumer never was in a group.
+    pub(crate) fn new(consumer: BaseConsumer<C>, member: TopicPartitionList) -> Self {
+        Self {
+            consumer,
+            member,
+            began: None,
+            left: None,
         }
     }
-    ffi::destroy_without_close(consumer);
+
+    fn go_on(mut self, patience: Patience, then: impl FnOnce() + Send + 'static) -> Option<Later> {
+        let after = match patience {
+            Patience::Some => self.next_step(),
+            Patience::None => None,
+        };
+        if let Some(after) = after {
+            let retirement = Retirement::of_consumer(self, then);
+            return Some(Later { after, retirement });
+        }
+        let Self {
+            consumer, member, ..
+        } = self;
+        // The list holds partitions of the client, which would wait for it for ever.
+        drop(member);
+        ffi::destroy_without_close(consumer);
+        then();
+        None
+    }
+
+    /// After how long the next one is due; `None`: it is over.
+    fn next_step(&mut self) -> Option<Duration> {
+        if self.member.count() == 0 {
+            return None;
+        }
+        if let Some(left) = self.left {
+            for _ in 0..MAX_EVENTS {
+                drop(self.consumer.poll(Duration::ZERO));
+            }
+            return (left.elapsed() < LEAVE).then_some(LOOK);
+        }
+        let timeout = match self.began {
+            None => COORDINATOR,
+            Some(_) => COORDINATOR_AGAIN,
+        };
+        let began = *self.began.get_or_insert_with(Instant::now);
+        let asked = self
+            .consumer
+            .committed_offsets(self.member.clone(), timeout);
+        if asked.is_err() {
+            return (began.elapsed() < TRIES_TO_LEAVE).then_some(ASK_AGAIN);
+        }
+        self.consumer.unsubscribe();
+        self.left = Some(Instant::now());
+        Some(Duration::ZERO)
+    }
 }
 
 /// Partitions by which the coordinator can be asked whether it is there: a member's own, else one of `topic`, since it may only be joining.
@@ -117,6 +217,8 @@ struct Job {
     client: String,
     stay: Option<Stay>,
     retirement: Retirement,
+    /// Spent on it until now.
+    took: Duration,
 }
 
 impl Job {
@@ -141,33 +243,54 @@ fn start() -> Option<SyncSender<Job>> {
 }
 
 fn run(jobs: &Receiver<Job>) {
-    let mut staying = Vec::new();
+    let mut waiting = Vec::new();
     let mut is_open = true;
-    while is_open || !staying.is_empty() {
-        let next = match staying.is_empty() {
+    while is_open || !waiting.is_empty() {
+        let next = match waiting.is_empty() {
             true => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             false => jobs.recv_timeout(LOOK),
         };
         match next {
-            Ok(job) => staying.push(job),
+            Ok(job) => waiting.push(job),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => is_open = false,
         }
-        let is_full = staying.len() >= MAX_RETIRING;
-        let due = staying.extract_if(.., |job| is_full || job.is_due());
-        due.for_each(take_down_one);
+        let patience = match waiting.len() < MAX_RETIRING {
+            true => Patience::Some,
+            false => Patience::None,
+        };
+        let is_due = |job: &mut Job| patience == Patience::None || job.is_due();
+        let due: Vec<Job> = waiting.extract_if(.., is_due).collect();
+        waiting.extend(due.into_iter().filter_map(|job| go_on(job, patience)));
     }
 }
 
-fn take_down_one(job: Job) {
+/// Does what is due of a retirement; the rest of it.
+fn go_on(job: Job, patience: Patience) -> Option<Job> {
     let Job {
-        client, retirement, ..
+        client,
+        retirement,
+        took,
+        ..
     } = job;
     let started = Instant::now();
     // A panic in one client's destructor must not keep the later ones alive.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(retirement));
+    let act = std::panic::AssertUnwindSafe(|| (retirement.0)(patience));
+    let outcome = std::panic::catch_unwind(act);
+    let took = took + started.elapsed();
+    if let Ok(Some(Later { after, retirement })) = outcome {
+        let stay = Stay {
+            until: Instant::now() + after,
+            while_wanted: Box::new(|| true),
+        };
+        return Some(Job {
+            client,
+            stay: Some(stay),
+            retirement,
+            took,
+        });
+    }
     RETIRING.fetch_sub(1, Relaxed);
-    let took = started.elapsed();
     if outcome.is_err() {
         tracing::error!(client, "taking an old Kafka client down panicked");
     } else if took > SLOW {
@@ -175,6 +298,7 @@ fn take_down_one(job: Job) {
     } else {
         tracing::debug!(client, ?took, "old Kafka client is gone");
     }
+    None
 }
 
 #[cfg(test)]
@@ -199,7 +323,8 @@ mod tests {
         let job = |stay| Job {
             client: "billing-1".to_owned(),
             stay,
-            retirement: Box::new(|| {}),
+            retirement: Retirement::new(|| {}),
+            took: Duration::ZERO,
         };
         let stay = |left: Duration, wanted: bool| Stay {
             until: Instant::now() + left,

@@ -14,9 +14,10 @@ use standfast_discovery::ClusterName;
 use tokio::sync::oneshot;
 
 use crate::client_config::{self, Properties, Role};
+use crate::ffi;
 use crate::fleet::FleetShared;
+use crate::reaper::{self, Retirement};
 use crate::target::Target;
-use crate::{ffi, reaper};
 
 /// One wait for the cluster's id; librdkafka's errors are looked at in between.
 const ASK: Duration = Duration::from_millis(200);
@@ -119,7 +120,7 @@ fn try_out(
     };
     reaper::retire(
         "rehearsal",
-        Box::new(move || ffi::destroy_without_close(client)),
+        Retirement::new(move || ffi::destroy_without_close(client)),
     );
     outcome
 }

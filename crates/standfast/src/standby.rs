@@ -27,11 +27,12 @@ use tokio_util::sync::CancellationToken;
 use crate::client_config::{self, Properties, Role};
 use crate::client_log::ClientLog;
 use crate::event::{ClientName, FleetEvent};
+use crate::ffi;
 use crate::producer::ProducerShared;
+use crate::reaper::{self, Retirement};
 use crate::record::{ID_HEADER, RecordId};
 use crate::target::Target;
 use crate::way_back::WayBack;
-use crate::{ffi, reaper};
 
 /// How often log ends are asked while records wait for them.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -394,7 +395,7 @@ impl Watcher {
         }
         reaper::retire(
             self.name.as_str(),
-            Box::new(move || ffi::destroy_without_close(consumer)),
+            Retirement::new(move || ffi::destroy_without_close(consumer)),
         );
         assigned.map(|()| equal)
     }
@@ -480,5 +481,5 @@ impl Watcher {
 
 /// A client without a group: taking it down has no close protocol.
 fn retire(name: &str, client: BaseConsumer<StandbyContext>) {
-    reaper::retire(name, Box::new(move || drop(client)));
+    reaper::retire(name, Retirement::new(move || drop(client)));
 }

@@ -23,6 +23,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The same while a position is about to be handed over.
 const HANDOVER_RETRY: Duration = Duration::from_millis(150);
 
+/// Between two looks for acknowledgements.
+const ACKNOWLEDGED_LOOK: Duration = Duration::from_millis(5);
+
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     running: HashMap<String, HashMap<i32, Running>>,
@@ -31,17 +34,17 @@ pub(super) struct Assignment {
     pub(super) paused: bool,
     /// Partitions that the client does not fetch, for that reason or because the application has paused them. It remembers
     /// that beyond an assignment.
-    paused_at_client: BTreeSet<Key>,
+    pub(super) paused_at_client: BTreeSet<Key>,
     pub(super) retry_at: Option<Instant>,
     /// When what the application has asked for is to be tried again.
     pub(super) follow_at: Option<Instant>,
     /// Partitions are held while the handoff of the flip is being read.
     pub(super) awaits_handoff: bool,
     pub(super) commits: Commits,
-    /// Partitions were assigned; see what was not.
-    must_hand_over: bool,
     /// When partitions were last assigned.
     assigned_at: Option<Instant>,
+    /// What was not assigned then is still to be told.
+    must_hand_over: bool,
     /// Positions were told that another member may have passed since.
     told_all: bool,
 }
@@ -92,10 +95,9 @@ impl Assignment {
     /// Tells the group the positions of partitions that others read on.
     pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let context = consumer.context();
-        let had_time = |at: Instant| at.elapsed() >= handover::LAST_RESORT;
-        let is_late = !self.told_all
-            && self.assigned_at.is_some_and(had_time)
-            && context.shared.has_just_moved();
+        let had = |time| self.assigned_at.is_some_and(|at| at.elapsed() >= time);
+        let is_late =
+            !self.told_all && had(handover::LAST_RESORT) && context.shared.has_just_moved();
         if !self.must_hand_over && !is_late {
             return;
         }
@@ -104,10 +106,12 @@ impl Assignment {
         let Some(target) = target.filter(|target| !target.handoffs.pending) else {
             return;
         };
-        self.must_hand_over = false;
+        // Whoever commits by hand tells what was committed.
+        let waits = !had(handover::ACKNOWLEDGED) && !context.shared.manual_commit;
+        self.must_hand_over = waits;
         self.told_all |= is_late;
-        let outdated = self.told_all;
-        if let Err(error) = handover::hand_over(consumer, &mut self.commits, &target, outdated) {
+        let (commits, outdated) = (&mut self.commits, self.told_all);
+        if let Err(error) = handover::hand_over(consumer, commits, &target, outdated, waits) {
             let client = context.log.client.as_str();
             tracing::warn!(client, error, "positions could not be handed over");
         }
@@ -147,6 +151,9 @@ impl Assignment {
             false => RebalanceEvent::Revoked,
         };
         rebalance::tell(shared, event, told);
+        if !lost && !shared.manual_commit {
+            self.wait_for_acknowledgements(context, partitions);
+        }
         self.serve_requests(consumer);
         if !lost && !shared.manual_commit {
             self.commit(consumer);
@@ -168,6 +175,20 @@ impl Assignment {
         };
         if let Err(error) = outcome {
             tracing::warn!(client = context.log.client.as_str(), %error, "partitions could not be given back");
+        }
+    }
+
+    /// What the application has of these partitions, it may be about to acknowledge.
+    fn wait_for_acknowledgements(&mut self, context: &WorkerContext, partitions: &[Key]) {
+        let until = Instant::now() + handover::ACKNOWLEDGED;
+        let mut is_awaited = |key| {
+            let running = self.get_running_mut(key);
+            running.is_some_and(|running| running.partition.is_unacknowledged())
+        };
+        let reads =
+            || !context.shared.is_closing() && context.shared.is_current(context.source.generation);
+        while partitions.iter().any(&mut is_awaited) && reads() && Instant::now() < until {
+            std::thread::sleep(ACKNOWLEDGED_LOOK);
         }
     }
 
@@ -301,36 +322,6 @@ impl Assignment {
         self.retry_held(consumer);
     }
 
-    /// Stops or resumes reading of all partitions, because the application is slow. What it has paused itself stays so.
-    pub(super) fn set_paused(&mut self, consumer: &BaseConsumer<WorkerContext>, paused: bool) {
-        self.paused = paused;
-        let all = self.running_mut().filter(|(_, running)| !running.paused);
-        let keys = all.map(|(key, _)| key).collect();
-        match paused {
-            true => self.pause_client(consumer, keys),
-            false => self.resume_client(consumer, keys),
-        }
-    }
-
-    /// Makes the client fetch no more of these partitions.
-    pub(super) fn pause_client(
-        &mut self,
-        consumer: &BaseConsumer<WorkerContext>,
-        mut keys: Vec<Key>,
-    ) {
-        keys.retain(|key| self.paused_at_client.insert(key.clone()));
-        report(consumer, consumer.pause(&list_of(&keys)));
-    }
-
-    pub(super) fn resume_client(
-        &mut self,
-        consumer: &BaseConsumer<WorkerContext>,
-        mut keys: Vec<Key>,
-    ) {
-        keys.retain(|key| self.paused_at_client.remove(key));
-        report(consumer, consumer.resume(&list_of(&keys)));
-    }
-
     /// All running partitions, each with the offset to be read next.
     pub(super) fn running_list(&self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
@@ -419,8 +410,8 @@ impl Assignment {
             let bound = |from| target.handoffs.bound(&key.0, key.1, from);
             let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
             let sought = context.shared.pending_seek(&key).is_some();
-            if !knows && !sought && handover::is_awaited(at, held.since, moved, target.since, bound)
-            {
+            let since = (held.since, self.assigned_at.unwrap_or(held.since));
+            if !knows && !sought && handover::is_awaited(at, since, moved, target.since, bound) {
                 self.retry_at = Some(Instant::now() + HANDOVER_RETRY);
                 self.held.insert(key, held);
                 continue;
@@ -485,20 +476,5 @@ impl Assignment {
             .entry(topic.clone())
             .or_default()
             .insert(*number, running);
-    }
-}
-
-fn list_of(keys: &[Key]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(keys.len());
-    for (topic, number) in keys {
-        list.add_partition(topic, *number);
-    }
-    list
-}
-
-fn report(consumer: &BaseConsumer<WorkerContext>, outcome: rdkafka::error::KafkaResult<()>) {
-    if let Err(error) = outcome {
-        let client = consumer.context().log.client.as_str();
-        tracing::warn!(client, %error, "reading could not be paused or resumed");
     }
 }

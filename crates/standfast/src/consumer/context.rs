@@ -71,7 +71,7 @@ impl ConsumerContext for WorkerContext {
 /// old cluster what they hand out on the new one.
 const STAY: Duration = Duration::from_secs(5);
 
-/// Sends an old client to the reaper. Never blocks. `member`: see [`reaper::take_down`].
+/// Sends an old client to the reaper. Never blocks. `member`: see [`reaper::Farewell`].
 pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, member: TopicPartitionList) {
     let context = Arc::clone(consumer.context());
     let (client, cluster) = (context.log.client.clone(), context.log.cluster.clone());
@@ -88,8 +88,8 @@ pub(super) fn retire(consumer: BaseConsumer<WorkerContext>, member: TopicPartiti
     }
     let handed_in = Instant::now();
     let name = client.clone();
-    let retirement: reaper::Retirement = Box::new(move || {
-        reaper::take_down(consumer, member);
+    let farewell = reaper::Farewell::new(consumer, member);
+    let retirement = reaper::Retirement::of_consumer(farewell, move || {
         let took = handed_in.elapsed();
         let _ = events.send(FleetEvent::ClientRetired {
             client,

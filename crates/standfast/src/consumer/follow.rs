@@ -117,6 +117,36 @@ impl Assignment {
         }
     }
 
+    /// Stops or resumes reading of all partitions, because the application is slow. What it has paused itself stays so.
+    pub(super) fn set_paused(&mut self, consumer: &BaseConsumer<WorkerContext>, paused: bool) {
+        self.paused = paused;
+        let all = self.running_mut().filter(|(_, running)| !running.paused);
+        let keys = all.map(|(key, _)| key).collect();
+        match paused {
+            true => self.pause_client(consumer, keys),
+            false => self.resume_client(consumer, keys),
+        }
+    }
+
+    /// Makes the client fetch no more of these partitions.
+    pub(super) fn pause_client(
+        &mut self,
+        consumer: &BaseConsumer<WorkerContext>,
+        mut keys: Vec<Key>,
+    ) {
+        keys.retain(|key| self.paused_at_client.insert(key.clone()));
+        report(consumer, consumer.pause(&list_of(&keys)));
+    }
+
+    pub(super) fn resume_client(
+        &mut self,
+        consumer: &BaseConsumer<WorkerContext>,
+        mut keys: Vec<Key>,
+    ) {
+        keys.retain(|key| self.paused_at_client.remove(key));
+        report(consumer, consumer.resume(&list_of(&keys)));
+    }
+
     /// Brings the client to the positions that were sought. Until it is there, what it reads of the partition is thrown away.
     fn settle(&mut self, consumer: &BaseConsumer<WorkerContext>) {
         let mut list = TopicPartitionList::new();
@@ -212,5 +242,20 @@ impl Assignment {
             }
             (None, None) => {}
         }
+    }
+}
+
+fn list_of(keys: &[Key]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(keys.len());
+    for (topic, number) in keys {
+        list.add_partition(topic, *number);
+    }
+    list
+}
+
+fn report(consumer: &BaseConsumer<WorkerContext>, outcome: rdkafka::error::KafkaResult<()>) {
+    if let Err(error) = outcome {
+        let client = consumer.context().log.client.as_str();
+        tracing::warn!(client, %error, "reading could not be paused or resumed");
     }
 }

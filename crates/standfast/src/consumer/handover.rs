@@ -35,14 +35,22 @@ pub(super) const UNTOLD: Duration = Duration::from_secs(1);
 /// So long after a flip the group is not taken for settled.
 pub(super) const SETTLES: Duration = Duration::from_secs(30);
 
+/// In all nobody waits longer for a position, however often the group rebalances meanwhile.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A partition that goes to another member waits so long for the acknowledgement of what the application has of it. What is acknowledged
+/// later is handed out again there.
+pub(super) const ACKNOWLEDGED: Duration = Duration::from_millis(500);
+
 /// One question to the coordinator.
 const ASK: Duration = Duration::from_secs(3);
 
-/// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition
-/// was assigned. `moved`: this consumer came here from another cluster a moment ago. `flipped`: when it heard of the flip.
+/// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition was assigned, and
+/// when the group last rebalanced, with which those begin to count who tell. `moved`: this consumer came here from another cluster a moment
+/// ago. `flipped`: when it heard of the flip.
 pub(super) fn is_awaited(
     committed: Option<Committed>,
-    since: Instant,
+    since: (Instant, Instant),
     moved: bool,
     flipped: Instant,
     bound: impl Fn(Epoch) -> Bound,
@@ -55,20 +63,24 @@ pub(super) fn is_awaited(
             .is_some_and(|epoch| bound(epoch) != Bound::Unknown),
     };
     let is_soon = moved || flipped.elapsed() < SETTLES;
-    is_stale && since.elapsed() < if is_soon { MOVED_GRACE } else { GRACE }
+    let (assigned, rebalanced) = since;
+    let grace = if is_soon { MOVED_GRACE } else { GRACE };
+    is_stale && assigned.max(rebalanced).elapsed() < grace && assigned.elapsed() < PATIENCE
 }
 
 /// Commits the positions of partitions that this member read on an earlier cluster and was not assigned here; with `outdated`, also
-/// those that another member may have read since, unless the group knows better.
+/// those that another member may have read since, unless the group knows better. While `waits`, not those of which the application has
+/// records that it may acknowledge any moment.
 pub(super) fn hand_over(
     consumer: &BaseConsumer<WorkerContext>,
     commits: &mut Commits,
     target: &Target,
     outdated: bool,
+    waits: bool,
 ) -> Result<(), String> {
     let context = consumer.context();
     let shared = &context.shared;
-    let left = shared.left_over(context.source.generation, outdated);
+    let left = shared.left_over(context.source.generation, outdated, waits);
     let mut list = TopicPartitionList::with_capacity(left.len());
     for ((topic, number), _) in &left {
         list.add_partition(topic, *number);
@@ -207,7 +219,7 @@ mod tests {
         let better = position(&certain, done, committed, bound);
         assert_eq!(better.map(|(offset, _)| offset), Some(8));
         let now = Instant::now();
-        assert!(is_awaited(committed, now, true, now, bound));
+        assert!(is_awaited(committed, (now, now), true, now, bound));
         // And not the other way round.
         let committed = Some(Committed {
             offset: 8,
@@ -242,8 +254,18 @@ mod tests {
             (committed(3, 4), ago(GRACE * 2), true, long_ago, true),
             (None, ago(MOVED_GRACE * 2), true, now, false),
         ] {
-            let found = is_awaited(committed, since, moved, flipped, flipped_after(5));
+            let found = is_awaited(committed, (since, since), moved, flipped, flipped_after(5));
             assert_eq!(found, awaited, "{committed:?} {moved} {flipped:?}");
         }
+    }
+
+    #[test]
+    fn who_knows_better_counts_from_the_last_rebalance_but_not_for_ever() {
+        let now = Instant::now();
+        let ago = |time: Duration| now.checked_sub(time).expect("uptime");
+        let is_awaited = |since| is_awaited(committed(3, 4), since, true, now, |_| Bound::Below(1));
+        assert!(is_awaited((ago(MOVED_GRACE * 2), now)));
+        assert!(!is_awaited((ago(PATIENCE), now)));
+        assert!(!is_awaited((ago(MOVED_GRACE), ago(MOVED_GRACE))));
     }
 }

@@ -290,6 +290,12 @@ impl Partition {
         progress.commit_point() > progress.known
     }
 
+    /// Whether the application has records that it has not acknowledged.
+    pub(crate) fn is_unacknowledged(&self) -> bool {
+        let progress = self.lock();
+        progress.pending.iter().any(|record| !record.acknowledged)
+    }
+
     /// Ends the assignment: nothing is handed out, nothing counts any more.
     pub(crate) fn end(&self) {
         self.lock().stage = Stage::Ended;

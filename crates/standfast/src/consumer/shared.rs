@@ -174,15 +174,21 @@ impl ConsumerShared {
     }
 
     /// What was read on earlier clusters and was not assigned here, once each. `outdated`: also what another member may have
-    /// read since.
-    pub(super) fn left_over(&self, generation: u64, outdated: bool) -> Vec<(Key, Carried)> {
+    /// read since. `waits`: not what is to be acknowledged.
+    pub(super) fn left_over(
+        &self,
+        generation: u64,
+        outdated: bool,
+        waits: bool,
+    ) -> Vec<(Key, Carried)> {
         let mut table = self.table();
         if table.generation != generation {
             return Vec::new();
         }
         let left = table.carried.iter_mut();
         let is_ours = |c: &Carried| !c.same_cluster && (outdated || !c.outdated) && !c.handed_over;
-        left.filter(|(_, carried)| is_ours(carried))
+        let is_ready = |c: &Carried| !waits || !c.partition.is_unacknowledged();
+        left.filter(|(_, carried)| is_ours(carried) && is_ready(carried))
             .map(|(key, carried)| {
                 carried.handed_over = true;
                 (key.clone(), carried.clone())

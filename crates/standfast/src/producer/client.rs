@@ -19,7 +19,7 @@ use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
-use crate::reaper;
+use crate::reaper::{self, Retirement};
 use crate::record::{Delivery, Record, RecordId};
 use crate::warm::{self, Warmable};
 use crate::way_back::WayBack;
@@ -181,7 +181,7 @@ impl ProducerClient {
         let started = Instant::now();
         reaper::retire(
             client.clone().as_str(),
-            Box::new(move || {
+            Retirement::new(move || {
                 let poll_thread = self
                     .poll_thread
                     .lock()

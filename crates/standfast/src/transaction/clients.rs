@@ -23,9 +23,10 @@ use crate::client_log::ClientLog;
 use crate::consumer::Source;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
+use crate::ffi;
+use crate::reaper::{self, Farewell, Retirement};
 use crate::target::Target;
 use crate::way_back::WayBack;
-use crate::{ffi, reaper};
 
 /// One round of the poll thread; also what stopping it may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -160,27 +161,30 @@ impl Clients {
         let events = self.shared.fleet.events.clone();
         let (client, cluster) = (self.shared.name.clone(), self.target.cluster.clone());
         let started = Instant::now();
-        reaper::retire(
-            client.clone().as_str(),
-            Box::new(move || {
-                if let Some(thread) = self.poll_thread.take() {
-                    // It ends within one round; a panic in it is reported by the thread itself.
-                    let _ = thread.join();
-                }
-                if let Some(reader) = self.reader.take() {
-                    let owned = reader.context().state().owned();
-                    let member = reaper::asked_about(owned, self.shared.topics.first());
-                    reaper::take_down(reader, member);
-                }
-                drop(self);
-                let took = started.elapsed();
-                let _ = events.send(FleetEvent::ClientRetired {
-                    client,
-                    cluster,
-                    took,
-                });
-            }),
-        );
+        let reader = self.reader.take().map(|reader| {
+            let owned = reader.context().state().owned();
+            let member = reaper::asked_about(owned, self.shared.topics.first());
+            Farewell::new(reader, member)
+        });
+        let name = client.clone();
+        let finish = move || {
+            if let Some(thread) = self.poll_thread.take() {
+                // It ends within one round; a panic in it is reported by the thread itself.
+                let _ = thread.join();
+            }
+            drop(self);
+            let took = started.elapsed();
+            let _ = events.send(FleetEvent::ClientRetired {
+                client,
+                cluster,
+                took,
+            });
+        };
+        let retirement = match reader {
+            Some(farewell) => Retirement::of_consumer(farewell, finish),
+            None => Retirement::new(finish),
+        };
+        reaper::retire(name.as_str(), retirement);
     }
 }
 

@@ -1,10 +1,10 @@
-//! The active cluster is frozen and wakes up again, without a flip.
+//! The active cluster is frozen and wakes up again, without a flip and after one.
 
 use std::time::{Duration, Instant};
 
-use standfast::Record;
+use standfast::{MissingOffset, Record};
 
-use crate::harness::{SOON, World, clients};
+use crate::harness::{EAST, SOON, World, clients, members, until};
 
 /// Longer than a broker may keep its controller waiting (`broker.session.timeout.ms`, 9 s). When both wake up, the controller takes
 /// the broker for dead, and for a moment the cluster's metadata names no broker at all: librdkafka then forgets the one that it
@@ -50,4 +50,41 @@ async fn a_cluster_that_wakes_up_is_used_again() {
             consumer.ack(&message).expect("ack");
         }
     }
+}
+
+/// Longer than a member stays that has moved on (5 s), and than it may take to find out whether the coordinator is there.
+const STAYED: Duration = Duration::from_secs(7);
+
+/// A member that the coordinator takes for alive would be given partitions that nobody reads, for its session's time.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_moved_on_leaves_when_the_cluster_answers_again() {
+    let world = World::start(1).await;
+    let fleet = world.connect().await;
+    let mut consumer = fleet
+        .consumer("leaver")
+        .on_missing_offset(MissingOffset::Earliest)
+        .property("session.timeout.ms", "300000")
+        .subscribe(&["orders"])
+        .await
+        .expect("consumer");
+    let west = world.west.bootstrap();
+    until("the consumer is a member", || {
+        members(&west, "leaver") == Some(1)
+    })
+    .await;
+    world.west.pause();
+    world.flip(EAST, Some(vec![Some(0)])).await;
+    tokio::time::sleep(STAYED).await;
+    world.west.resume();
+    until("the member has left", || {
+        members(&west, "leaver") == Some(0)
+    })
+    .await;
+    let producer = fleet.producer().build().await.expect("producer");
+    let sent = producer.send(Record::to("orders").payload("on east"));
+    let sent = tokio::time::timeout(SOON, sent).await;
+    sent.expect("in time").expect("sent");
+    let message = tokio::time::timeout(SOON, consumer.next()).await;
+    let message = message.expect("in time").expect("open").expect("record");
+    assert_eq!(message.payload(), Some(&b"on east"[..]));
 }

@@ -185,6 +185,19 @@ pub(crate) async fn clients(fleet: &Fleet) -> (FailoverProducer, FailoverConsume
     (producer, consumer)
 }
 
+/// How many members a group has on a cluster, if it answers.
+pub(crate) fn members(bootstrap: &str, group: &str) -> Option<usize> {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    const ANSWER: Duration = Duration::from_secs(5);
+    let client: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .create()
+        .expect("client");
+    let list = client.fetch_group_list(Some(group), ANSWER).ok()?;
+    let members = list.groups().iter().map(|group| group.members().len());
+    Some(members.sum())
+}
+
 fn warm_up_groups(bootstrap: &str) {
     use rdkafka::consumer::{BaseConsumer, Consumer};
     let consumer: BaseConsumer = rdkafka::ClientConfig::new()

@@ -26,6 +26,7 @@ type Told = Arc<Mutex<Vec<(Instant, RebalanceEvent)>>>;
 async fn a_second_member_comes_with_the_flip() {
     let world = mirrored().await;
     given_back(&world).await;
+    acknowledged_late(&world).await;
     round(&world, "range", EAST, false).await;
     round(&world, "cooperative-sticky", WEST, false).await;
     round(&world, "roundrobin", EAST, true).await;
@@ -133,6 +134,58 @@ async fn given_back(world: &World) {
     }
     let repeated = counts.values().filter(|count| **count > 1).count();
     assert_eq!(repeated, 0, "given back without a commit");
+}
+
+/// Without a flip: what the application was working on when partitions go is acknowledged a moment later, and counts.
+async fn acknowledged_late(world: &World) {
+    let fleet = world.connect().await;
+    let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let subscribe = || async {
+        let sender = sender.clone();
+        let consumer = fleet
+            .consumer("acknowledged-late")
+            .on_missing_offset(MissingOffset::Earliest)
+            .on_rebalance(move |_, event| {
+                if let RebalanceEvent::Revoked(_) = event {
+                    let _ = sender.send(());
+                }
+            })
+            .subscribe(&["orders"]);
+        consumer.await.expect("consumer")
+    };
+    let mut counts = BTreeMap::<(i32, i64), usize>::new();
+    let mut first = subscribe().await;
+    let mut in_work = BTreeMap::new();
+    while counts.len() < 300 || in_work.len() < PARTITIONS as usize {
+        let message = tokio::time::timeout(SOON, first.next()).await;
+        let message = message.expect("in time").expect("open").expect("record");
+        let place = (message.partition(), message.offset());
+        *counts.entry(place).or_default() += 1;
+        if let Some(done) = in_work.insert(message.partition(), message) {
+            first.ack(&done).expect("ack");
+        }
+    }
+    let mut second = subscribe().await;
+    let revoked = tokio::time::timeout(SOON, told.recv()).await;
+    revoked.expect("in time").expect("told");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for message in in_work.values() {
+        first.ack(message).expect("ack");
+    }
+    let (handle, second_handle) = (first.handle(), second.handle());
+    until("each has half", || {
+        (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
+    })
+    .await;
+    while counts.len() < PARTITIONS as usize * RECORDS {
+        let next = tokio::select! {
+            next = next(&mut first) => next,
+            next = next(&mut second) => next,
+        };
+        *counts.entry(next).or_default() += 1;
+    }
+    let repeated = counts.values().filter(|count| **count > 1).count();
+    assert_eq!(repeated, 0, "acknowledged late");
 }
 
 async fn next(consumer: &mut FailoverConsumer) -> (i32, i64) {
