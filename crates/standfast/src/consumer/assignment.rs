@@ -14,7 +14,7 @@ use super::handover;
 use super::held::{Held, Started, fetch_committed};
 use super::partition::Partition;
 use super::rebalance::{self, RebalanceEvent};
-use super::start::{Committed, label};
+use super::start::{Committed, label, open_label};
 use crate::event::FleetEvent;
 
 /// Pause between two attempts to find the start of held partitions.
@@ -62,6 +62,10 @@ pub(super) struct Running {
     pub(super) paused: bool,
     /// The last commit that was sent here; -1: none.
     committed: i64,
+    /// The group's commit says that its member reads on.
+    open: bool,
+    /// It is given up.
+    parting: bool,
 }
 
 impl Running {
@@ -143,6 +147,7 @@ impl Assignment {
         for key in partitions {
             if let Some(running) = self.get_running_mut(key) {
                 running.partition.freeze();
+                running.parting = true;
             }
         }
         let told = shared.note_revoked(generation, partitions, lost);
@@ -229,13 +234,19 @@ impl Assignment {
         let mut parts = Vec::new();
         for (topic, numbers) in &mut self.running {
             for (number, running) in numbers {
-                let Some((point, seen)) = running.partition.commit_after(running.committed, limit)
-                else {
+                let is_to_close = running.open && running.parting;
+                let known = if is_to_close { -1 } else { running.committed };
+                let Some((point, seen)) = running.partition.commit_after(known, limit) else {
                     continue;
                 };
                 let mut entry = offsets.add_partition(topic, *number);
                 if entry.set_offset(Offset::Offset(point)).is_ok() {
-                    entry.set_metadata(label(epoch, &seen));
+                    // Whoever commits by hand means what is committed.
+                    running.open = !running.parting && !context.shared.manual_commit;
+                    entry.set_metadata(match running.open {
+                        true => open_label(epoch, &seen),
+                        false => label(epoch, &seen),
+                    });
                     running.committed = point;
                     parts.push(Part {
                         partition: Arc::clone(&running.partition),
@@ -255,6 +266,13 @@ impl Assignment {
             self.forget_commits();
         }
         sent.is_ok()
+    }
+
+    /// Says goodbye to everything with the next commit.
+    pub(super) fn part(&mut self) {
+        for (_, running) in self.running_mut() {
+            running.parting = true;
+        }
     }
 
     /// Takes in what became of earlier commits; how many are still to be answered.
@@ -462,6 +480,7 @@ impl Assignment {
             offset,
             reason,
         });
+        let open = committed.is_some_and(|committed| committed.open);
         // Anything but the group's own offset is worth a commit, so that a restart finds it.
         let committed = committed.map_or(-1, |c| if c.offset == offset { offset } else { -1 });
         let running = Running {
@@ -471,6 +490,8 @@ impl Assignment {
             settled: true,
             paused,
             committed,
+            open,
+            parting: false,
         };
         self.running
             .entry(topic.clone())

@@ -3,6 +3,9 @@
 //! The lost cluster's group offsets are carried over now and then, so the new cluster's are behind. The member that read the
 //! partition knows better: it commits its position and window on the new cluster, once, when the partition was not assigned
 //! to it. The member that got it waits a moment for that.
+//!
+//! A member that has lost its session does the same when it is back, for what was acknowledged and could not be committed. That it did not give
+//! its partitions up shows in its last commit, which says that it reads on.
 
 use std::time::{Duration, Instant};
 
@@ -55,14 +58,14 @@ pub(super) fn is_awaited(
     flipped: Instant,
     bound: impl Fn(Epoch) -> Bound,
 ) -> bool {
+    let is_old = |epoch| bound(epoch) != Bound::Unknown;
+    let is_open = committed.is_some_and(|committed| committed.open);
     let is_stale = match committed {
         // The group's offsets have not been carried over yet.
         None => moved,
-        Some(committed) => committed
-            .epoch
-            .is_some_and(|epoch| bound(epoch) != Bound::Unknown),
+        Some(committed) => is_open || committed.epoch.is_some_and(is_old),
     };
-    let is_soon = moved || flipped.elapsed() < SETTLES;
+    let is_soon = is_open || moved || flipped.elapsed() < SETTLES;
     let (assigned, rebalanced) = since;
     let grace = if is_soon { MOVED_GRACE } else { GRACE };
     is_stale && assigned.max(rebalanced).elapsed() < grace && assigned.elapsed() < PATIENCE
@@ -103,7 +106,11 @@ pub(super) fn hand_over(
             false => carried.partition.commit_after(-1, commits.limit()),
         };
         let bound = |from| target.handoffs.bound(&key.0, key.1, from);
-        let Some((offset, seen)) = position(&carried, done, committed, bound) else {
+        let told = match carried.same_cluster {
+            true => position_of_lost(&carried, done, committed),
+            false => position(&carried, done, committed, bound),
+        };
+        let Some((offset, seen)) = told else {
             continue;
         };
         let mut entry = offsets.add_partition(&key.0, key.1);
@@ -156,6 +163,21 @@ fn position(
     is_better.then_some((point, seen))
 }
 
+/// The same for a partition that was lost with the session on this cluster, or with a client that was built anew: nothing if the group knows
+/// as much, or has it from elsewhere.
+fn position_of_lost(
+    carried: &Carried,
+    done: Option<(i64, String)>,
+    committed: Option<Committed>,
+) -> Option<(i64, String)> {
+    let (point, seen) = done?;
+    let is_better = committed.is_some_and(|committed| {
+        let is_from_before = committed.epoch.is_some_and(|epoch| epoch <= carried.from);
+        committed.open && is_from_before && committed.offset <= point
+    });
+    is_better.then_some((point, seen))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +203,7 @@ mod tests {
     fn committed(offset: i64, epoch: u64) -> Option<Committed> {
         Some(Committed {
             offset,
+            open: false,
             epoch: Some(Epoch(epoch)),
         })
     }
@@ -212,6 +235,7 @@ mod tests {
         let (told, bound) = (told_under(&outdated, Epoch(5)), |_| Bound::Below(20));
         let committed = Some(Committed {
             offset: 3,
+            open: false,
             epoch: Some(told),
         });
         let certain = carried();
@@ -223,6 +247,7 @@ mod tests {
         // And not the other way round.
         let committed = Some(Committed {
             offset: 8,
+            open: false,
             epoch: Some(told_under(&certain, Epoch(5))),
         });
         let done = outdated.partition.commit_after(-1, 100);
@@ -267,5 +292,33 @@ mod tests {
         assert!(is_awaited((ago(MOVED_GRACE * 2), now)));
         assert!(!is_awaited((ago(PATIENCE), now)));
         assert!(!is_awaited((ago(MOVED_GRACE), ago(MOVED_GRACE))));
+    }
+
+    #[test]
+    fn who_lost_its_session_tells_what_the_group_does_not_know() {
+        let lost = Carried {
+            same_cluster: true,
+            outdated: true,
+            ..carried()
+        };
+        let tells = |offset, epoch, open| {
+            let known = committed(offset, epoch).map(|known| Committed { open, ..known });
+            let done = lost.partition.commit_after(-1, 100);
+            position_of_lost(&lost, done, known).is_some()
+        };
+        assert!(tells(3, 4, true));
+        assert!(tells(8, 4, true), "so that nobody waits");
+        assert!(!tells(9, 4, true), "the new owner's");
+        assert!(!tells(3, 5, true), "from after a flip");
+        assert!(!tells(3, 4, false), "told already, or set by hand");
+        assert!(position_of_lost(&lost, lost.partition.commit_after(-1, 100), None).is_none());
+        let now = Instant::now();
+        let ago = now.checked_sub(GRACE * 2).expect("uptime");
+        let long_ago = now.checked_sub(SETTLES).expect("uptime");
+        for open in [true, false] {
+            let known = committed(3, 4).map(|known| Committed { open, ..known });
+            let is_awaited = is_awaited(known, (ago, ago), false, long_ago, |_| Bound::Unknown);
+            assert_eq!(is_awaited, open);
+        }
     }
 }

@@ -173,8 +173,8 @@ impl ConsumerShared {
         }
     }
 
-    /// What was read on earlier clusters and was not assigned here, once each. `outdated`: also what another member may have
-    /// read since. `waits`: not what is to be acknowledged.
+    /// What was read and was not assigned here, once each: on earlier clusters, or on this one until the session was lost. `outdated`: also what
+    /// another member may have read since a flip. `waits`: not what is to be acknowledged.
     pub(super) fn left_over(
         &self,
         generation: u64,
@@ -185,10 +185,17 @@ impl ConsumerShared {
         if table.generation != generation {
             return Vec::new();
         }
-        let left = table.carried.iter_mut();
-        let is_ours = |c: &Carried| !c.same_cluster && (outdated || !c.outdated) && !c.handed_over;
+        let Table {
+            carried, assigned, ..
+        } = &mut *table;
+        let is_told = |key: &Key, c: &Carried| match c.same_cluster {
+            true => !assigned.contains(key),
+            false => outdated || !c.outdated,
+        };
         let is_ready = |c: &Carried| !waits || !c.partition.is_unacknowledged();
-        left.filter(|(_, carried)| is_ours(carried) && is_ready(carried))
+        let is_ours = |key: &Key, c: &Carried| !c.handed_over && is_told(key, c) && is_ready(c);
+        let left = carried.iter_mut();
+        left.filter(|(key, carried)| is_ours(key, carried))
             .map(|(key, carried)| {
                 carried.handed_over = true;
                 (key.clone(), carried.clone())

@@ -10,11 +10,13 @@ use crate::event::StartReason;
 use crate::ffi::CommittedOffset;
 use crate::target::Bound;
 
-/// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one; later
-/// versions may append more after a blank.
+/// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one, then ` open` from a
+/// member that reads on; later versions may append more after a blank.
 const LABEL: &str = "standfast-1 epoch=";
 
 const SEEN: &str = " seen=";
+
+const OPEN: &str = "open";
 
 /// What to do where the group has no offset, or one that the log does not have (any more).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub(crate) struct Committed {
     pub(crate) offset: i64,
     /// The epoch under which the wrapper committed it; `None` for anybody else's commit.
     pub(crate) epoch: Option<Epoch>,
+    /// Who committed it was reading on, and has not given the partition up: more may have been acknowledged.
+    pub(crate) open: bool,
 }
 
 /// Everything that is known about a partition when it is assigned.
@@ -190,6 +194,7 @@ impl Committed {
         Some(Self {
             offset: entry.offset?,
             epoch: labelled_epoch(&entry.metadata),
+            open: labelled_open(&entry.metadata),
         })
     }
 
@@ -224,6 +229,18 @@ pub(crate) fn label(epoch: Epoch, seen: &str) -> String {
     format!("{LABEL}{}{SEEN}{seen}", epoch.0)
 }
 
+/// The same of a member that reads on.
+pub(crate) fn open_label(epoch: Epoch, seen: &str) -> String {
+    format!("{} {OPEN}", label(epoch, seen))
+}
+
+/// Whether the metadata of a commit is that of a member that read on.
+fn labelled_open(metadata: &[u8]) -> bool {
+    let text = std::str::from_utf8(metadata).ok();
+    let rest = text.and_then(|text| text.strip_prefix(LABEL));
+    rest.is_some_and(|rest| rest.split(' ').skip(1).any(|word| word == OPEN))
+}
+
 /// The window in the metadata of a commit; empty if there is none.
 pub(crate) fn labelled_window(metadata: &[u8]) -> Window {
     let text = std::str::from_utf8(metadata).ok();
@@ -252,6 +269,7 @@ mod tests {
             }),
             committed: committed.map(|(offset, epoch)| Committed {
                 offset,
+                open: false,
                 epoch: epoch.map(Epoch),
             }),
             range: None,
@@ -308,6 +326,7 @@ mod tests {
         );
         // Another member has read on while this one was not in the group.
         k.committed = Some(Committed {
+            open: false,
             offset: 9,
             epoch: Some(Epoch(4)),
         });
@@ -381,6 +400,14 @@ mod tests {
             Window::parse("a-1,b-2")
         );
         assert_eq!(labelled_window(b"standfast-1 epoch=3"), Window::default());
+        for seen in ["", "a-1,b-2"] {
+            let open = open_label(Epoch(3), seen);
+            assert_eq!(labelled_epoch(open.as_bytes()), Some(Epoch(3)));
+            assert_eq!(labelled_window(open.as_bytes()), Window::parse(seen));
+            assert!(labelled_open(open.as_bytes()));
+            assert!(!labelled_open(label(Epoch(3), seen).as_bytes()));
+        }
+        assert!(!labelled_open(b"open open"));
         for foreign in [
             &b""[..],
             b"offset by hand",

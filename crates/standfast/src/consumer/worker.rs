@@ -394,6 +394,7 @@ impl Loop {
             state.adopt_sought(context);
             state.serve_requests(&self.consumer);
             if !self.shared.manual_commit {
+                state.part();
                 state.commit(&self.consumer);
             }
         }

@@ -13,3 +13,4 @@ mod members;
 mod partition;
 mod producer;
 mod replay;
+mod sessions;
