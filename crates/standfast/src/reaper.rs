@@ -1,11 +1,11 @@
 //! Takes old clients down in the background.
 //!
 //! Destroying a Kafka client joins its threads and may wait for a cluster that is gone. Nobody awaits that: old clients
-//! go to one named thread, which the process does not join when it ends.
+//! go to one named thread, which the process does not join when it ends. What may take long has a thread of its own there.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ static RETIRING: AtomicU64 = AtomicU64::new(0);
 static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
 /// A client's last act, or what is to be done of it now. It may block for a moment.
-pub(crate) struct Retirement(Box<dyn FnOnce(Patience) -> Option<Later> + Send>);
+pub(crate) struct Retirement(Box<dyn FnOnce(Patience) -> Option<Rest> + Send>);
 
 /// Whether there is time for what can be done without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +56,12 @@ pub(crate) enum Patience {
     None,
 }
 
-/// The rest of a retirement, and when it is to be done.
-struct Later {
-    after: Duration,
-    retirement: Retirement,
+/// The rest of a retirement.
+enum Rest {
+    /// To be done after some time.
+    Later(Duration, Retirement),
+    /// It may take long: nobody is to wait for it.
+    Apart(Retirement),
 }
 
 impl Retirement {
@@ -155,23 +157,29 @@ impl<C: ConsumerContext + 'static> Farewell<C> {
         }
     }
 
-    fn go_on(mut self, patience: Patience, then: impl FnOnce() + Send + 'static) -> Option<Later> {
+    fn go_on(mut self, patience: Patience, then: impl FnOnce() + Send + 'static) -> Option<Rest> {
         let after = match patience {
             Patience::Some => self.next_step(),
             Patience::None => None,
         };
         if let Some(after) = after {
-            let retirement = Retirement::of_consumer(self, then);
-            return Some(Later { after, retirement });
+            return Some(Rest::Later(after, Retirement::of_consumer(self, then)));
         }
+        let has_coordinator = self.member.count() == 0 || self.left.is_some();
         let Self {
             consumer, member, ..
         } = self;
         // The list holds partitions of the client, which would wait for it for ever.
         drop(member);
-        ffi::destroy_without_close(consumer);
-        then();
-        None
+        let end = Retirement::new(move || {
+            ffi::destroy_without_close(consumer);
+            then();
+        });
+        match has_coordinator {
+            true => (end.0)(patience),
+            // librdkafka keeps commits that wait for a coordinator for the time of a session (2.12.1: `rd_kafka_cgrp_try_terminate`).
+            false => Some(Rest::Apart(end)),
+        }
     }
 
     /// After how long the next one is due; `None`: it is over.
@@ -278,17 +286,22 @@ fn go_on(job: Job, patience: Patience) -> Option<Job> {
     let act = std::panic::AssertUnwindSafe(|| (retirement.0)(patience));
     let outcome = std::panic::catch_unwind(act);
     let took = took + started.elapsed();
-    if let Ok(Some(Later { after, retirement })) = outcome {
-        let stay = Stay {
+    let rest = |after, retirement| Job {
+        client: client.clone(),
+        stay: Some(Stay {
             until: Instant::now() + after,
             while_wanted: Box::new(|| true),
-        };
-        return Some(Job {
-            client,
-            stay: Some(stay),
-            retirement,
-            took,
-        });
+        }),
+        retirement,
+        took,
+    };
+    match outcome {
+        Ok(Some(Rest::Later(after, retirement))) => return Some(rest(after, retirement)),
+        Ok(Some(Rest::Apart(retirement))) => {
+            go_on_apart(rest(Duration::ZERO, retirement));
+            return None;
+        }
+        Ok(None) | Err(_) => {}
     }
     RETIRING.fetch_sub(1, Relaxed);
     if outcome.is_err() {
@@ -299,6 +312,28 @@ fn go_on(job: Job, patience: Patience) -> Option<Job> {
         tracing::debug!(client, ?took, "old Kafka client is gone");
     }
     None
+}
+
+/// Does the last of a retirement on a thread of its own. No more of them than clients may wait.
+fn go_on_apart(job: Job) {
+    let job = Arc::new(Mutex::new(Some(job)));
+    let taken = Arc::clone(&job);
+    let take = |job: &Mutex<Option<Job>>| job.lock().map_or(None, |mut job| job.take());
+    let end = move |job: &Mutex<Option<Job>>| {
+        if let Some(job) = take(job) {
+            // It is the last: there is no rest.
+            drop(go_on(job, Patience::None));
+        }
+    };
+    let is_busy = RETIRING.load(Relaxed) > MAX_RETIRING as u64;
+    let spawn = || {
+        thread::Builder::new()
+            .name("standfast-reaper".to_owned())
+            .spawn(move || end(&taken))
+    };
+    if is_busy || spawn().is_err() {
+        end(&job);
+    }
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ async fn who_has_moved_on_leaves_when_the_cluster_answers_again() {
     let mut consumer = fleet
         .consumer("leaver")
         .on_missing_offset(MissingOffset::Earliest)
-        .property("session.timeout.ms", "300000")
+        .property("session.timeout.ms", "120000")
         .subscribe(&["orders"])
         .await
         .expect("consumer");
