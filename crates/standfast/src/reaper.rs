@@ -371,4 +371,28 @@ mod tests {
         assert!(job(Some(stay(long, false))).is_due());
         assert!(job(Some(stay(Duration::ZERO, true))).is_due());
     }
+
+    #[test]
+    fn what_hangs_or_waits_does_not_hold_up_the_others() {
+        const SOON: Duration = Duration::from_secs(30);
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (sender, done) = std::sync::mpsc::channel();
+        let tell = |what| {
+            let sender = sender.clone();
+            Retirement::new(move || drop(sender.send(what)))
+        };
+        let then = tell("released");
+        let hangs = Retirement::new(move || {
+            let _ = released.recv();
+            drop((then.0)(Patience::Some));
+        });
+        retire("hangs", Retirement(Box::new(|_| Some(Rest::Apart(hangs)))));
+        let later = Rest::Later(Duration::from_millis(500), tell("later"));
+        retire("waits", Retirement(Box::new(|_| Some(later))));
+        retire("quick", tell("quick"));
+        assert_eq!(done.recv_timeout(SOON), Ok("quick"));
+        assert_eq!(done.recv_timeout(SOON), Ok("later"));
+        drop(release);
+        assert_eq!(done.recv_timeout(SOON), Ok("released"));
+    }
 }
