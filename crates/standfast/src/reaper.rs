@@ -379,7 +379,9 @@ mod tests {
         let (sender, done) = std::sync::mpsc::channel();
         let tell = |what| {
             let sender = sender.clone();
-            Retirement::new(move || drop(sender.send(what)))
+            Retirement::new(move || {
+                let _ = sender.send(what);
+            })
         };
         let then = tell("released");
         let hangs = Retirement::new(move || {
