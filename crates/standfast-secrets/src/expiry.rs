@@ -277,7 +277,7 @@ fn tell(path: Option<&SecretPath>, end: &Expiry, now: Timestamp) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair};
 
     use super::*;
@@ -289,7 +289,7 @@ mod tests {
     }
 
     /// A self-signed certificate that ends `seconds` after `START`.
-    fn pem(name: &str, seconds: i64) -> String {
+    pub(crate) fn pem(name: &str, seconds: i64) -> String {
         let mut params = CertificateParams::new(Vec::new()).expect("params");
         params.distinguished_name.push(DnType::CommonName, name);
         params.not_after = std::time::UNIX_EPOCH.into();
@@ -298,7 +298,7 @@ mod tests {
         params.self_signed(&key).expect("certificate").pem()
     }
 
-    fn credentials(certificate: &str, authorities: &str) -> Credentials {
+    pub(crate) fn credentials(certificate: &str, authorities: &str) -> Credentials {
         let path = SecretPath::new("kafka/east").expect("path");
         let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         let fields = serde_json::json!({"ssl_certificate": certificate, "ssl_key": key, "ssl_ca": authorities});

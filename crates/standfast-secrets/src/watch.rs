@@ -317,10 +317,14 @@ impl Publisher {
         }
         // The ends first: whoever is woken by the credentials finds them.
         self.status.send_if_modified(|status| {
+            let mut changed = false;
             for (path, credentials) in &fresh {
-                status.secrets.entry(path.clone()).or_default().expiries = credentials.expiries();
+                let ends = credentials.expiries();
+                let secret = status.secrets.entry(path.clone()).or_default();
+                changed |= secret.expiries != ends;
+                secret.expiries = ends;
             }
-            false
+            changed
         });
         self.known.send_modify(|known| {
             known.extend(fresh.into_iter().map(|(path, new)| (path, Arc::new(new))));
@@ -400,5 +404,30 @@ impl SecretsStatus {
         let backend = &self.backend;
         tracing::info!(%backend, failing_since = failing_since.map(tracing::field::display), "secrets can be read again");
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::expiry::tests::{credentials, pem};
+
+    /// Whoever looked between the version and the ends would wait for the next change.
+    #[test]
+    fn who_waits_for_a_change_is_woken_by_new_ends() {
+        let path = SecretPath::new("kafka/east").expect("path");
+        let (watch, mut handle) =
+            SecretsWatch::new(Source::None, vec![path.clone()], Duration::from_secs(60));
+        for seconds in [100, 200] {
+            // The version stays.
+            let read = credentials(&pem("payments", seconds), "");
+            watch.publisher.apply(Round {
+                outcome: Outcome::Read(vec![(path.clone(), Ok(read))]),
+                login: None,
+                pause: Duration::ZERO,
+            });
+            assert!(handle.status.has_changed().expect("open"), "{seconds}");
+            handle.status.mark_unchanged();
+        }
     }
 }
