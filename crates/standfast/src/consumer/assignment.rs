@@ -429,7 +429,8 @@ impl Assignment {
             let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
             let sought = context.shared.pending_seek(&key).is_some();
             let since = (held.since, self.assigned_at.unwrap_or(held.since));
-            if !knows && !sought && handover::is_awaited(at, since, moved, target.since, bound) {
+            let flipped = (target.epoch, target.since);
+            if !knows && !sought && handover::is_awaited(at, since, moved, flipped, bound) {
                 self.retry_at = Some(Instant::now() + HANDOVER_RETRY);
                 self.held.insert(key, held);
                 continue;

@@ -50,16 +50,17 @@ const ASK: Duration = Duration::from_secs(3);
 
 /// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition was assigned, and
 /// when the group last rebalanced, with which those begin to count who tell. `moved`: this consumer came here from another cluster a moment
-/// ago. `flipped`: when it heard of the flip.
+/// ago. `now` and `flipped`: the epoch, and when this consumer heard of the flip.
 pub(super) fn is_awaited(
     committed: Option<Committed>,
     since: (Instant, Instant),
     moved: bool,
-    flipped: Instant,
+    (now, flipped): (Epoch, Instant),
     bound: impl Fn(Epoch) -> Bound,
 ) -> bool {
     let is_old = |epoch| bound(epoch) != Bound::Unknown;
-    let is_open = committed.is_some_and(|committed| committed.open);
+    // Who read on under an earlier epoch has something to tell only if there is a handoff.
+    let is_open = committed.is_some_and(|c| c.open && c.epoch.is_some_and(|epoch| epoch >= now));
     let is_stale = match committed {
         // The group's offsets have not been carried over yet.
         None => moved,
@@ -243,7 +244,8 @@ mod tests {
         let better = position(&certain, done, committed, bound);
         assert_eq!(better.map(|(offset, _)| offset), Some(8));
         let now = Instant::now();
-        assert!(is_awaited(committed, (now, now), true, now, bound));
+        let flipped = (Epoch(5), now);
+        assert!(is_awaited(committed, (now, now), true, flipped, bound));
         // And not the other way round.
         let committed = Some(Committed {
             offset: 8,
@@ -279,7 +281,14 @@ mod tests {
             (committed(3, 4), ago(GRACE * 2), true, long_ago, true),
             (None, ago(MOVED_GRACE * 2), true, now, false),
         ] {
-            let found = is_awaited(committed, (since, since), moved, flipped, flipped_after(5));
+            let flipped_at = (Epoch(5), flipped);
+            let found = is_awaited(
+                committed,
+                (since, since),
+                moved,
+                flipped_at,
+                flipped_after(5),
+            );
             assert_eq!(found, awaited, "{committed:?} {moved} {flipped:?}");
         }
     }
@@ -288,7 +297,9 @@ mod tests {
     fn who_knows_better_counts_from_the_last_rebalance_but_not_for_ever() {
         let now = Instant::now();
         let ago = |time: Duration| now.checked_sub(time).expect("uptime");
-        let is_awaited = |since| is_awaited(committed(3, 4), since, true, now, |_| Bound::Below(1));
+        let flipped = (Epoch(5), now);
+        let bound = |_| Bound::Below(1);
+        let is_awaited = |since| is_awaited(committed(3, 4), since, true, flipped, bound);
         assert!(is_awaited((ago(MOVED_GRACE * 2), now)));
         assert!(!is_awaited((ago(PATIENCE), now)));
         assert!(!is_awaited((ago(MOVED_GRACE), ago(MOVED_GRACE))));
@@ -315,10 +326,11 @@ mod tests {
         let now = Instant::now();
         let ago = now.checked_sub(GRACE * 2).expect("uptime");
         let long_ago = now.checked_sub(SETTLES).expect("uptime");
-        for open in [true, false] {
+        for (open, epoch, awaited) in [(true, 4, true), (false, 4, false), (true, 5, false)] {
             let known = committed(3, 4).map(|known| Committed { open, ..known });
-            let is_awaited = is_awaited(known, (ago, ago), false, long_ago, |_| Bound::Unknown);
-            assert_eq!(is_awaited, open);
+            let flipped = (Epoch(epoch), long_ago);
+            let found = is_awaited(known, (ago, ago), false, flipped, |_| Bound::Unknown);
+            assert_eq!(found, awaited, "{open} {epoch}");
         }
     }
 }
