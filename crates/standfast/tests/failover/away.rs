@@ -11,7 +11,7 @@ use standfast::secrets::{SecretsOptions, VaultAuth, VaultOptions};
 use standfast::{Fleet, FleetEvent, Record};
 use standfast_servers::{Consul, KafkaCluster, Vault};
 
-use crate::harness::{EAST, SOON, WEST, event, until};
+use crate::harness::{EAST, SOON, WEST, event, until, write};
 
 /// One broker plays both clusters, each with a user of its own.
 #[tokio::test(flavor = "multi_thread")]
@@ -43,10 +43,7 @@ async fn without_vault_and_consul_applications_go_on_and_start() {
     };
     let clusters = [cluster(WEST), cluster(EAST)];
     let first = FleetRecord::first(clusters[0].0.clone(), clusters.clone().into(), "test");
-    discovery
-        .compare_and_set(&name, None, &first)
-        .await
-        .expect("create");
+    write(&discovery, &name, None, &first).await;
     let token = dir.path().join("token");
     std::fs::write(&token, vault.root_token()).expect("token");
     let cache = dir.path().join("credentials.toml");
@@ -103,10 +100,7 @@ async fn without_vault_and_consul_applications_go_on_and_start() {
     let second = old
         .value
         .next(clusters[1].0.clone(), FleetState::Active, "flip");
-    discovery
-        .compare_and_set(&name, Some(&old.version), &second)
-        .await
-        .expect("flip");
+    write(&discovery, &name, Some(&old.version), &second).await;
     until("the flip is known", || {
         fleet.view().epoch() == Some(second.epoch)
     })

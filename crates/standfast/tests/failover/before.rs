@@ -11,7 +11,7 @@ use standfast::{Fleet, FleetEvent, MIN_LEASE, Record};
 use standfast_servers::{Consul, KafkaCluster};
 
 use crate::fleet::write_secret;
-use crate::harness::{EAST, SOON, WEST, event, until};
+use crate::harness::{EAST, SOON, WEST, event, until, write};
 
 /// With a lease, producers hold while Consul hangs and go on when it answers. A rehearsal tells a standby's wrong password and
 /// wrong cluster id before a flip needs them, and so does its connected client.
@@ -38,10 +38,7 @@ async fn a_lease_holds_producers_and_a_rehearsal_finds_what_is_wrong() {
         (east.clone(), standby),
     ];
     let first = FleetRecord::first(west.clone(), clusters.into(), "test");
-    discovery
-        .compare_and_set(&name, None, &first)
-        .await
-        .expect("create");
+    write(&discovery, &name, None, &first).await;
     let fleet = Fleet::builder("payments")
         .discovery(options)
         .secrets(SecretsOptions::file(&secrets))
@@ -105,10 +102,7 @@ async fn a_lease_holds_producers_and_a_rehearsal_finds_what_is_wrong() {
     let old = discovery.read(&name).await.expect("read").expect("record");
     let mut second = old.value.next(west, old.value.state, "another id");
     second.clusters.get_mut(&east).expect("east").cluster_id = Some("not-this-one".to_owned());
-    discovery
-        .compare_and_set(&name, Some(&old.version), &second)
-        .await
-        .expect("set");
+    write(&discovery, &name, Some(&old.version), &second).await;
     until("the record has come", || {
         fleet.view().epoch() == Some(second.epoch)
     })

@@ -10,7 +10,7 @@ use standfast::secrets::SecretsOptions;
 use standfast::{Fleet, FleetEvent, Record};
 use standfast_servers::{Consul, KafkaCluster};
 
-use crate::harness::{EAST, SOON, WEST, World, clients, event};
+use crate::harness::{EAST, SOON, WEST, World, clients, event, write};
 
 /// The record says east, the addresses lead to another cluster: not one record gets there.
 #[tokio::test(flavor = "multi_thread")]
@@ -169,10 +169,7 @@ async fn a_new_password_is_taken_up_without_a_new_client() {
     let options = DiscoveryOptions::file(dir.path());
     let discovery = Discovery::new(options.clone()).expect("discovery");
     let fleet_name = FleetName::new("payments").expect("name");
-    discovery
-        .compare_and_set(&fleet_name, None, &record)
-        .await
-        .expect("create");
+    write(&discovery, &fleet_name, None, &record).await;
 
     let fleet = Fleet::builder("payments")
         .discovery(options)

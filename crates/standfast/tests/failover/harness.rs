@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use standfast::discovery::{
-    CasOutcome, ClusterEntry, ClusterName, Discovery, DiscoveryOptions, Epoch, FleetName,
-    FleetRecord, FleetState, Handoff, Timestamp,
+    CasOutcome, ClusterEntry, ClusterName, Discovery, DiscoveryOptions, Epoch, Error, FleetName,
+    FleetRecord, FleetState, Handoff, Timestamp, Version,
 };
 use standfast::{FailoverConsumer, FailoverProducer, Fleet, FleetEvent, MissingOffset};
 use standfast_servers::KafkaCluster;
@@ -66,12 +66,7 @@ impl World {
             east,
         };
         let first = world.record(Epoch(1), WEST, FleetState::Active, None);
-        let set = world
-            .discovery
-            .compare_and_set(&world.fleet, None, &first)
-            .await
-            .expect("create");
-        assert!(matches!(set, CasOutcome::Set(_)));
+        write(&world.discovery, &world.fleet, None, &first).await;
         world
     }
 
@@ -116,7 +111,7 @@ impl World {
             );
         }
         let record = self.record(epoch, active, state, key);
-        self.put(record, &old.version).await;
+        write(&self.discovery, &self.fleet, Some(&old.version), &record).await;
         epoch
     }
 
@@ -139,16 +134,7 @@ impl World {
             None,
         );
         edit(&mut record);
-        self.put(record, &old.version).await;
-    }
-
-    async fn put(&self, record: FleetRecord, expected: &standfast::discovery::Version) {
-        let set = self
-            .discovery
-            .compare_and_set(&self.fleet, Some(expected), &record)
-            .await
-            .expect("set");
-        assert!(matches!(set, CasOutcome::Set(_)));
+        write(&self.discovery, &self.fleet, Some(&old.version), &record).await;
     }
 
     fn record(
@@ -170,6 +156,32 @@ impl World {
         let mut record = FleetRecord::first(name(active), clusters, "test");
         (record.epoch, record.state, record.handoff) = (epoch, state, handoff);
         record
+    }
+}
+
+/// Writes a record. A machine whose disk is busy keeps Consul from answering in time now and then, which is not what is tested.
+pub(crate) async fn write(
+    discovery: &Discovery,
+    fleet: &FleetName,
+    expected: Option<&Version>,
+    record: &FleetRecord,
+) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match discovery.compare_and_set(fleet, expected, record).await {
+            Ok(CasOutcome::Set(_)) => return,
+            // The one before may have got through unanswered.
+            Ok(CasOutcome::Conflict) => {
+                let read = discovery.read(fleet).await.expect("read").expect("record");
+                assert_eq!(&read.value, record, "somebody else wrote a record");
+                return;
+            }
+            Err(Error::Unavailable { reason, .. }) if Instant::now() < deadline => {
+                println!("not written yet: {reason}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("not written: {error}"),
+        }
     }
 }
 
