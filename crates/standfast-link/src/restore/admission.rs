@@ -62,7 +62,7 @@ impl LinkHandle {
                 Some(topic) if wanted == Wanted::Active && !self.has_failed_anywhere(topic) => {
                     Some((
                         TransitionErrorCode::NotRestorable,
-                        "the mirror is neither FAILED nor STOPPED: there is nothing to restore",
+                        "the mirror is neither FAILED nor STOPPED: there is nothing to restore; if it was started a moment ago, try again when `standfast mirror list` shows what became of it",
                     ))
                 }
                 Some(_) => None,
