@@ -1,19 +1,20 @@
-//! What the wrapper costs: `cargo xtask bench wrapper` runs it.
+//! What sending costs, with the wrapper and without: `cargo xtask bench wrapper` runs it.
 //!
-//! `wrapper-cost BOOTSTRAP DISCOVERY_DIR TOPIC RECORDS ROUNDS WINDOW RATE`: bare rdkafka and the wrapper in turns, in one process, against the
-//! same topic with the same properties. Both keep WINDOW records unacknowledged at most and take every acknowledgement; they send as
-//! fast as they can, and then RATE records per second, as an application with its own pace does. Prints one line of JSON.
+//! `wrapper-cost bare|wrapper BOOTSTRAP DISCOVERY_DIR TOPIC RECORDS WINDOW RATE`: sends to the topic with the same properties either way.
+//! WINDOW records are unacknowledged at most, and every acknowledgement is taken. It sends as fast as it can, and then RATE records per
+//! second, as an application with its own pace does. Prints one line of JSON. One process does the one or the other: in one heap
+//! each would find what the other has left there.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use serde_json::Value;
+use serde_json::{Value, json};
 use standfast::discovery::DiscoveryOptions;
-use standfast::{Fleet, Record};
+use standfast::{FailoverProducer, Fleet, Record};
 
 /// The wrapper's own settings, so that both do the same work.
 const PROPERTIES: [(&str, &str); 5] = [
@@ -26,67 +27,64 @@ const PROPERTIES: [(&str, &str); 5] = [
 /// Set on both: batches fill up.
 const LINGER_MS: &str = "5";
 const VALUE_BYTES: usize = 1000;
+const USAGE: &str = "wrapper-cost bare|wrapper BOOTSTRAP DISCOVERY_DIR TOPIC RECORDS WINDOW RATE";
 
-/// One round: how long it took, and what it cost the processor.
-#[derive(Debug, Clone, Copy)]
-struct Round {
-    wall: Duration,
-    cpu: Duration,
+#[derive(Clone, Copy)]
+enum Sender<'a> {
+    Bare(&'a FutureProducer),
+    Wrapper(&'a FailoverProducer),
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [bootstrap, discovery, topic, records, rounds, window, rate] = arguments.as_slice() else {
-        bail!("wrapper-cost BOOTSTRAP DISCOVERY_DIR TOPIC RECORDS ROUNDS WINDOW RATE");
+    let [sender, bootstrap, discovery, rest @ ..] = arguments.as_slice() else {
+        bail!(USAGE);
     };
-    let (records, rounds, window): (usize, usize, usize) =
-        (records.parse()?, rounds.parse()?, window.parse()?);
-    let rate: f64 = rate.parse()?;
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", bootstrap)
-        .set("linger.ms", LINGER_MS);
-    for (name, value) in PROPERTIES {
-        config.set(name, value);
-    }
-    let bare: FutureProducer = config.create()?;
-    let fleet = Fleet::builder("cost")
-        .discovery(DiscoveryOptions::file(discovery))
-        .build()
-        .await?;
-    let wrapped = fleet
-        .producer()
-        .property("linger.ms", LINGER_MS)
-        .build()
-        .await?;
-    let value = vec![b'x'; VALUE_BYTES];
-    let mut runs = Vec::new();
-    for rate in [None, Some(rate)] {
-        let load = Load {
-            topic,
-            value: &value,
-            records,
-            window,
-            rate,
-        };
-        let mut run = Run::default();
-        // The first round of each is the warm-up.
-        for round in 0..=rounds {
-            let b = measure(send_bare(&bare, &load)).await?;
-            let w = measure(send_wrapped(&wrapped, &load)).await?;
-            if round > 0 {
-                run.bare.push(b);
-                run.wrapped.push(w);
+    match sender.as_str() {
+        "bare" => {
+            let mut config = ClientConfig::new();
+            config
+                .set("bootstrap.servers", bootstrap)
+                .set("linger.ms", LINGER_MS);
+            for (name, value) in PROPERTIES {
+                config.set(name, value);
             }
+            run(Sender::Bare(&config.create()?), rest).await
         }
-        runs.push(run.result(records));
+        "wrapper" => {
+            let discovery = DiscoveryOptions::file(discovery);
+            let fleet = Fleet::builder("cost").discovery(discovery).build().await?;
+            let producer = fleet.producer().property("linger.ms", LINGER_MS);
+            run(Sender::Wrapper(&producer.build().await?), rest).await
+        }
+        _ => bail!(USAGE),
     }
-    let [mut result, mut paced] = <[Value; 2]>::try_from(runs).map_err(|_| anyhow!("two runs"))?;
-    paced["rate"] = rate.into();
-    result["records"] = records.into();
-    result["rounds"] = rounds.into();
-    result["paced"] = paced;
+}
+
+async fn run(sender: Sender<'_>, arguments: &[String]) -> Result<()> {
+    let [topic, records, window, rate] = arguments else {
+        bail!(USAGE);
+    };
+    let (records, rate): (usize, f64) = (records.parse()?, rate.parse()?);
+    let value = vec![b'x'; VALUE_BYTES];
+    let fast = Load {
+        topic,
+        value: &value,
+        records,
+        window: window.parse()?,
+        rate: None,
+    };
+    let paced = Load {
+        rate: Some(rate),
+        ..fast
+    };
+    // The first round is the warm-up.
+    measure(sender, &fast).await?;
+    let result = json!({
+        "fast": measure(sender, &fast).await?,
+        "paced": measure(sender, &paced).await?,
+    });
     println!("{result}");
     Ok(())
 }
@@ -114,43 +112,15 @@ impl Load<'_> {
 }
 
 /// The rounds of both.
-#[derive(Debug, Default)]
-struct Run {
-    bare: Vec<Round>,
-    wrapped: Vec<Round>,
-}
-
-impl Run {
-    fn result(&self, records: usize) -> Value {
-        let median = |rounds: &[Round], time: fn(&Round) -> Duration| {
-            let us = |round: &Round| time(round).as_secs_f64() * 1e6 / records as f64;
-            let mut all: Vec<f64> = rounds.iter().map(us).collect();
-            all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
-        };
-        // Pairs that follow one another: other work on the machine hits both.
-        let pairs = self.bare.iter().zip(&self.wrapped);
-        let mut ratios: Vec<f64> = pairs
-            .map(|(bare, wrapped)| wrapped.wall.as_secs_f64() / bare.wall.as_secs_f64())
-            .collect();
-        ratios.sort_by(f64::total_cmp);
-        serde_json::json!({
-            "bare_us": median(&self.bare, |r| r.wall),
-            "wrapper_us": median(&self.wrapped, |r| r.wall),
-            "bare_cpu_us": median(&self.bare, |r| r.cpu),
-            "wrapper_cpu_us": median(&self.wrapped, |r| r.cpu),
-            "throughput_loss_percent": (1.0 - 1.0 / ratios[ratios.len() / 2]) * 100.0,
-        })
+/// Microseconds per record: of time, and of the processor's.
+async fn measure(sender: Sender<'_>, load: &Load<'_>) -> Result<Value> {
+    let (began, cpu) = (Instant::now(), cpu_time()?);
+    match sender {
+        Sender::Bare(producer) => send_bare(producer, load).await?,
+        Sender::Wrapper(producer) => send_wrapped(producer, load).await?,
     }
-}
-
-async fn measure(work: impl Future<Output = Result<()>>) -> Result<Round> {
-    let (wall, cpu) = (Instant::now(), cpu_time()?);
-    work.await?;
-    Ok(Round {
-        wall: wall.elapsed(),
-        cpu: cpu_time()? - cpu,
-    })
+    let us = |time: Duration| time.as_secs_f64() * 1e6 / load.records as f64;
+    Ok(json!({"us": us(began.elapsed()), "cpu_us": us(cpu_time()? - cpu)}))
 }
 
 async fn send_bare(producer: &FutureProducer, load: &Load<'_>) -> Result<()> {
@@ -186,7 +156,7 @@ async fn wait_bare(delivery: Option<rdkafka::producer::DeliveryFuture>) -> Resul
     delivery.map(|_| ()).map_err(|(error, _)| error.into())
 }
 
-async fn send_wrapped(producer: &standfast::FailoverProducer, load: &Load<'_>) -> Result<()> {
+async fn send_wrapped(producer: &FailoverProducer, load: &Load<'_>) -> Result<()> {
     let mut open = VecDeque::with_capacity(load.window);
     let began = Instant::now();
     for number in 0..load.records {

@@ -1,6 +1,6 @@
 //! `cargo xtask bench wrapper`: the wrapper next to bare rdkafka while nothing happens.
 //!
-//! One process sends the same records through both in turns (`wrapper-cost`), to the same topic with the same properties. A fleet of
+//! Processes send the same records with and without it in turns (`wrapper-cost`), to the same topic with the same properties. A fleet of
 //! two clusters, so that the wrapper does all that it does in operation: ids, the replay buffer, a connected standby client.
 //! The mirror is missing; what is acknowledged goes over the replay buffer's bound and is let go.
 
@@ -65,24 +65,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let fleet = folder.path().join("cost");
     std::fs::create_dir_all(&fleet)?;
     std::fs::write(fleet.join("active.json"), record.to_string())?;
-    let output = Command::new(program)
-        .args([
-            &west.bootstrap(),
-            &folder.path().display().to_string(),
-            TOPIC,
-        ])
-        .args(
-            [arguments.records, arguments.rounds, WINDOW, arguments.rate]
-                .map(|number| number.to_string()),
-        )
-        .output()
-        .context("run wrapper-cost")?;
-    ensure!(
-        output.status.success(),
-        "wrapper-cost: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let result: Value = serde_json::from_slice(&output.stdout).context("wrapper-cost's result")?;
+    let numbers = [arguments.records, WINDOW, arguments.rate].map(|number| number.to_string());
+    let measure = |sender: &str| -> Result<Value> {
+        let output = Command::new(&program)
+            .args([sender, &west.bootstrap()])
+            .arg(folder.path())
+            .arg(TOPIC)
+            .args(&numbers)
+            .output()
+            .context("run wrapper-cost")?;
+        ensure!(
+            output.status.success(),
+            "wrapper-cost {sender}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("wrapper-cost's result")
+    };
+    let mut rounds = Vec::new();
+    for _ in 0..arguments.rounds {
+        rounds.push((measure("bare")?, measure("wrapper")?));
+    }
+    let mut result = summary(&rounds, "fast");
+    result["paced"] = summary(&rounds, "paced");
+    result["paced"]["rate"] = arguments.rate.into();
+    result["records"] = arguments.records.into();
+    result["rounds"] = arguments.rounds.into();
     if let Some(file) = &arguments.json {
         std::fs::write(file, serde_json::to_string_pretty(&result)? + "\n")
             .with_context(|| format!("write {}", file.display()))?;
@@ -101,6 +108,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         report::load()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+fn summary(rounds: &[(Value, Value)], pace: &str) -> Value {
+    let number = |value: &Value, name: &str| value[pace][name].as_f64().unwrap_or(f64::NAN);
+    let of = |take: &dyn Fn(&(Value, Value)) -> f64| median(rounds.iter().map(take).collect());
+    // Pairs that follow one another: other work on the machine hits both.
+    let ratio = of(&|(bare, wrapper)| number(wrapper, "us") / number(bare, "us"));
+    json!({
+        "bare_us": of(&|(bare, _)| number(bare, "us")),
+        "wrapper_us": of(&|(_, wrapper)| number(wrapper, "us")),
+        "bare_cpu_us": of(&|(bare, _)| number(bare, "cpu_us")),
+        "wrapper_cpu_us": of(&|(_, wrapper)| number(wrapper, "cpu_us")),
+        "throughput_loss_percent": (1.0 - 1.0 / ratio) * 100.0,
+    })
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn line(what: &str, result: &Value) -> String {
