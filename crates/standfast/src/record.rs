@@ -1,6 +1,7 @@
 //! Records, their ids and what becomes of them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -36,7 +37,7 @@ const RECORD_OVERHEAD: usize = 128;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    pub(crate) topic: String,
+    pub(crate) topic: Arc<str>,
     pub(crate) partition: Option<i32>,
     pub(crate) key: Option<Bytes>,
     pub(crate) payload: Option<Bytes>,
@@ -46,9 +47,9 @@ pub struct Record {
 
 impl Record {
     /// A record for `topic`, without key, payload and headers.
-    pub fn to(topic: impl Into<String>) -> Self {
+    pub fn to(topic: impl AsRef<str>) -> Self {
         Self {
-            topic: topic.into(),
+            topic: Arc::from(topic.as_ref()),
             partition: None,
             key: None,
             payload: None,
@@ -209,7 +210,7 @@ impl fmt::Display for RecordId {
 #[non_exhaustive]
 pub struct Delivery {
     /// The topic.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
     /// The offset; -1 if the broker took the record for a repeat of one it already had and did not say which.

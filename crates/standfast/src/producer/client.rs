@@ -19,6 +19,7 @@ use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
+use crate::ffi::SentHeaders;
 use crate::reaper::{self, Retirement};
 use crate::record::{Delivery, Record, RecordId};
 use crate::warm::{self, Warmable};
@@ -144,7 +145,7 @@ impl ProducerClient {
                 Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Hand::Full),
                 _ => Err(Error::Refused {
                     cluster: self.log.cluster.clone(),
-                    topic: record.topic.clone(),
+                    topic: record.topic.to_string(),
                     reason: Box::new(error),
                 }),
             },
@@ -263,14 +264,34 @@ impl Drop for ProducerClient {
 /// Receives librdkafka's events for one generation.
 pub(super) struct ReportContext {
     // Weak: the producer owns its clients.
-    pub(super) shared: Weak<ProducerShared>,
+    shared: Weak<ProducerShared>,
     /// 0: a standby's client, which has nothing to report.
     pub(super) generation: Arc<AtomicU64>,
     pub(super) choice: Choice,
     pub(super) log: Arc<ClientLog>,
+    /// Name of the last report's topic: one allocation for all its reports.
+    topic: Mutex<Arc<str>>,
 }
 
 impl ReportContext {
+    pub(super) fn new(shared: Weak<ProducerShared>, choice: Choice, log: ClientLog) -> Self {
+        Self {
+            shared,
+            generation: Arc::default(),
+            choice,
+            log: Arc::new(log),
+            topic: Mutex::default(),
+        }
+    }
+
+    fn topic(&self, name: &str) -> Arc<str> {
+        let mut last = self.topic.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != *name {
+            *last = Arc::from(name);
+        }
+        Arc::clone(&last)
+    }
+
     fn generation(&self) -> u64 {
         self.generation.load(Relaxed)
     }
@@ -308,14 +329,15 @@ impl ProducerContext<Choice> for ReportContext {
         match report {
             Ok(message) => {
                 let delivery = Delivery {
-                    topic: message.topic().to_owned(),
+                    topic: self.topic(message.topic()),
                     partition: message.partition(),
                     offset: message.offset(),
                     epoch: shared.epoch(),
                     cluster: self.log.cluster.clone(),
                     id: shared.id(sequence),
                 };
-                shared.delivered(self.generation(), sequence, Ok(delivery));
+                let headers = SentHeaders::take(message);
+                shared.delivered(self.generation(), sequence, Ok(delivery), headers);
             }
             Err((error, message)) => match error.rdkafka_error_code() {
                 // Not the record's fault: it stays in the log for the next client.
@@ -331,7 +353,7 @@ impl ProducerContext<Choice> for ReportContext {
                         topic: message.topic().to_owned(),
                         reason: Box::new(error.clone()),
                     };
-                    shared.delivered(self.generation(), sequence, Err(refused));
+                    shared.delivered(self.generation(), sequence, Err(refused), None);
                 }
             },
         }

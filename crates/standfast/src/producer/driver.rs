@@ -357,18 +357,17 @@ fn standby_kind(shared: &Arc<ProducerShared>) -> Kind<ProducerClient> {
         make: Box::new(move |target| make(&maker, target)),
         ask: Box::new(ProducerClient::cluster_id),
         discard: Box::new(move |client| Arc::new(client).retire(&retirer)),
-        topics: Box::new(move || user.lock().topics.iter().cloned().collect()),
+        topics: Box::new(move || user.lock().topics.iter().map(ToString::to_string).collect()),
     }
 }
 
 fn make(shared: &Arc<ProducerShared>, target: &Target) -> Result<ProducerClient, Error> {
     let config = client_config::for_target(&Role::Producer, &shared.properties, target)?;
-    let context = ReportContext {
-        shared: Arc::downgrade(shared),
-        generation: Arc::default(),
-        choice: Choice::new(shared.rule.clone()),
-        log: Arc::new(ClientLog::new(shared.name.clone(), target.cluster.clone())),
-    };
+    let context = ReportContext::new(
+        Arc::downgrade(shared),
+        Choice::new(shared.rule.clone()),
+        ClientLog::new(shared.name.clone(), target.cluster.clone()),
+    );
     ProducerClient::new(&config, context).map_err(|error| Error::Configuration {
         reason: error.to_string(),
     })

@@ -78,8 +78,9 @@ pub(super) struct SendLog {
     unresolved: usize,
     pub(super) replay: Replay,
     /// Topics that were sent to, of which standby clients keep the metadata; at most [`MAX_TOPICS`].
-    pub(super) topics: BTreeSet<String>,
-    last_topic: String,
+    pub(super) topics: BTreeSet<Arc<str>>,
+    /// One allocation of a topic's name for all its records.
+    last_topic: Arc<str>,
     /// Of the records to be sent again, those below this sequence have been handed to the present client.
     replayed: u64,
 }
@@ -129,20 +130,24 @@ impl SendLog {
             unresolved: 0,
             replay: Replay::new(limits),
             topics: BTreeSet::new(),
-            last_topic: String::new(),
+            last_topic: Arc::default(),
             replayed: 0,
         }
     }
 
     /// Appends a record; its sequence.
-    pub(super) fn push(&mut self, record: Record, completion: Completion, room: Room) -> u64 {
+    pub(super) fn push(&mut self, mut record: Record, completion: Completion, room: Room) -> u64 {
         let sequence = self.end();
         if record.topic != self.last_topic {
-            self.last_topic.clone_from(&record.topic);
-            if self.topics.len() < MAX_TOPICS && !self.topics.contains(&record.topic) {
-                self.topics.insert(record.topic.clone());
+            self.last_topic = match self.topics.get(&record.topic) {
+                Some(known) => Arc::clone(known),
+                None => Arc::clone(&record.topic),
+            };
+            if self.topics.len() < MAX_TOPICS {
+                self.topics.insert(Arc::clone(&self.last_topic));
             }
         }
+        record.topic = Arc::clone(&self.last_topic);
         self.entries.push_back(Some(Entry {
             record,
             completion,

@@ -6,6 +6,7 @@ mod driver;
 mod log;
 pub(crate) mod partitioner;
 mod replay;
+mod spent;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,6 +28,7 @@ pub use self::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Overflow};
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, FleetEvent};
+use crate::ffi::SentHeaders;
 use crate::fleet::FleetShared;
 use crate::record::{Delivery, Record, RecordId};
 use crate::stats::add;
@@ -295,6 +297,9 @@ impl ProducerShared {
         add(&self.fleet.counters.records_sent, 1);
         add(&self.fleet.counters.records_unresolved, 1);
         self.hand_on_locked(&mut log, BURST);
+        let spent = log.replay.spent().pop();
+        drop(log);
+        drop(spent);
         Ok(DeliveryFuture {
             answer,
             id: self.id(sequence),
@@ -344,11 +349,13 @@ impl ProducerShared {
 
     /// Looks after the kept records: lets old ones go, counts, tells.
     fn keep_house(&self) {
-        let (held, let_go) = {
-            let mut log = self.lock();
-            log.replay.sweep(Instant::now());
-            (log.replay.held(), log.replay.take_let_go())
+        let (held, let_go, spent) = {
+            let replay = &mut self.lock().replay;
+            replay.sweep(Instant::now());
+            let spent = (replay.take_surplus(), replay.spent().take_idle());
+            (replay.held(), replay.take_let_go(), spent)
         };
+        drop(spent);
         let counters = &self.fleet.counters;
         {
             let mut known = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -406,7 +413,13 @@ impl ProducerShared {
     }
 
     /// A delivery report of the client of `generation`.
-    fn delivered(&self, generation: u64, sequence: u64, result: Result<Delivery>) {
+    fn delivered(
+        &self,
+        generation: u64,
+        sequence: u64,
+        result: Result<Delivery>,
+        headers: Option<SentHeaders>,
+    ) {
         let mut log = self.lock();
         if log.generation() != generation {
             if result.is_ok() {
@@ -416,6 +429,12 @@ impl ProducerShared {
         }
         self.resolve_locked(&mut log, sequence, result);
         self.hand_on_locked(&mut log, BURST);
+        if let Some(headers) = headers {
+            log.replay.spent().push_headers(headers);
+        }
+        let surplus = log.replay.take_surplus();
+        drop(log);
+        drop(surplus);
     }
 
     /// The client of `generation` is of no use any more.

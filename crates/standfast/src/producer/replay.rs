@@ -5,12 +5,14 @@
 //! sides), and after a flip, when the handoff says that the new cluster has them. What it does not have is sent again.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::spent::{Spent, Waste};
 use crate::record::Record;
 use crate::target::Bound;
 
@@ -85,15 +87,37 @@ struct Lane {
 #[derive(Debug)]
 pub(super) struct Replay {
     limits: Limits,
-    topics: HashMap<String, Vec<Lane>>,
-    bytes: usize,
-    records: usize,
+    topics: BTreeMap<Arc<str>, Vec<Lane>>,
+    stock: Stock,
     standbys: Vec<ClusterName>,
     /// The flip to which standbys and log ends belong.
     flip: Option<Instant>,
     /// By sequence.
     waiting: BTreeMap<u64, Waiting>,
     let_go: u64,
+}
+
+/// What the lanes hold together, and what they held.
+#[derive(Debug, Default)]
+struct Stock {
+    records: usize,
+    bytes: usize,
+    spent: Spent,
+}
+
+impl Stock {
+    fn take_in(&mut self, kept: &Kept) {
+        (self.records, self.bytes) = (self.records + 1, self.bytes + kept.size());
+    }
+
+    fn take_out(&mut self, kept: &Kept) {
+        (self.records, self.bytes) = (self.records - 1, self.bytes - kept.size());
+    }
+
+    fn let_go(&mut self, kept: Kept) {
+        self.take_out(&kept);
+        self.spent.push(kept.record);
+    }
 }
 
 /// What an acknowledgement says.
@@ -108,9 +132,8 @@ impl Replay {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            topics: HashMap::new(),
-            bytes: 0,
-            records: 0,
+            topics: BTreeMap::new(),
+            stock: Stock::default(),
             standbys: Vec::new(),
             flip: None,
             waiting: BTreeMap::new(),
@@ -118,9 +141,20 @@ impl Replay {
         }
     }
 
+    /// What finished records have left behind.
+    pub(super) fn spent(&mut self) -> &mut Spent {
+        &mut self.stock.spent
+    }
+
+    /// What is more than may be in memory, together with what is kept.
+    pub(super) fn take_surplus(&mut self) -> Waste {
+        let bound = self.limits.bytes.saturating_sub(self.stock.bytes);
+        self.stock.spent.take_down_to(bound)
+    }
+
     /// Records and bytes kept.
     pub(super) fn held(&self) -> (usize, usize) {
-        (self.records, self.bytes)
+        (self.stock.records, self.stock.bytes)
     }
 
     /// Records that went unprotected since the last call.
@@ -145,17 +179,15 @@ impl Replay {
         place: Place,
         room: Option<OwnedSemaphorePermit>,
     ) {
-        let Ok(index) = usize::try_from(place.partition) else {
+        let index = usize::try_from(place.partition);
+        let is_kept = self.limits.bytes > 0 && !self.standbys.is_empty();
+        let (Ok(index), true) = (index, is_kept) else {
+            self.stock.spent.push(record);
             return;
         };
-        if self.limits.bytes == 0 || self.standbys.is_empty() {
-            return;
-        }
-        if !self.topics.contains_key(&record.topic) {
-            self.topics.insert(record.topic.clone(), Vec::new());
-        }
-        let Some(lanes) = self.topics.get_mut(&record.topic) else {
-            return;
+        let lanes = match self.topics.get_mut(&record.topic) {
+            Some(lanes) => lanes,
+            None => self.topics.entry(Arc::clone(&record.topic)).or_default(),
         };
         if lanes.len() <= index {
             lanes.resize_with(index + 1, Lane::default);
@@ -171,9 +203,9 @@ impl Replay {
             at: Instant::now(),
             room,
         };
-        (self.records, self.bytes) = (self.records + 1, self.bytes + kept.size());
+        self.stock.take_in(&kept);
         lane.kept.push_back(kept);
-        if self.bytes > self.limits.bytes && self.limits.overflow == Overflow::Unprotected {
+        if self.stock.bytes > self.limits.bytes && self.limits.overflow == Overflow::Unprotected {
             self.make_room();
         }
     }
@@ -188,14 +220,14 @@ impl Replay {
             .enumerate()
             .filter_map(|(index, lane)| Some(Reverse((oldest(lane)?, index))))
             .collect();
-        while self.bytes > target
+        while self.stock.bytes > target
             && let Some(Reverse((_, index))) = order.pop()
         {
             let Some(lane) = lanes.get_mut(index) else {
                 continue;
             };
             if let Some(kept) = lane.kept.pop_front() {
-                (self.records, self.bytes) = (self.records - 1, self.bytes - kept.size());
+                self.stock.let_go(kept);
                 self.let_go += 1;
             }
             if let Some(sequence) = oldest(lane) {
@@ -214,7 +246,7 @@ impl Replay {
             while lane.kept.front().is_some_and(old)
                 && let Some(kept) = lane.kept.pop_front()
             {
-                (self.records, self.bytes) = (self.records - 1, self.bytes - kept.size());
+                self.stock.let_go(kept);
                 self.let_go += 1;
             }
         }
@@ -230,8 +262,7 @@ impl Replay {
         if self.standbys != standbys {
             self.standbys = standbys;
             for lane in self.topics.values_mut().flatten() {
-                let freed = lane.trim(&self.standbys);
-                (self.records, self.bytes) = (self.records - freed.0, self.bytes - freed.1);
+                lane.trim(&self.standbys, &mut self.stock);
             }
         }
     }
@@ -247,7 +278,7 @@ impl Replay {
                     .back()
                     .is_some_and(|kept| kept.offset == UNKNOWN || kept.offset >= end)
                 {
-                    open.push((topic.as_str(), number));
+                    open.push((topic.as_ref(), number));
                 }
             }
         }
@@ -286,8 +317,7 @@ impl Replay {
             Some((_, known)) => *known = end,
             None => lane.ends.push((standby.clone(), end)),
         }
-        let freed = lane.trim(&self.standbys);
-        (self.records, self.bytes) = (self.records - freed.0, self.bytes - freed.1);
+        lane.trim(&self.standbys, &mut self.stock);
     }
 
     /// `cluster` is the active one now: lets go what it holds, and has the rest sent again. `bound` tells up to where it
@@ -317,15 +347,17 @@ impl Replay {
                         }
                         _ => offset < end,
                     };
-                    (self.records, self.bytes) = (self.records - 1, self.bytes - kept.size());
-                    if !is_there {
-                        kept.record.partition = Some(number);
-                        let waiting = Waiting {
-                            record: kept.record,
-                            room: kept.room,
-                        };
-                        self.waiting.insert(kept.sequence, waiting);
+                    if is_there {
+                        self.stock.let_go(kept);
+                        continue;
                     }
+                    self.stock.take_out(&kept);
+                    kept.record.partition = Some(number);
+                    let waiting = Waiting {
+                        record: kept.record,
+                        room: kept.room,
+                    };
+                    self.waiting.insert(kept.sequence, waiting);
                 }
                 lane.kept = stays;
             }
@@ -334,14 +366,14 @@ impl Replay {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.records == 0
+        self.stock.records == 0
     }
 
     /// Lets everything go.
     pub(super) fn clear(&mut self) {
         self.topics.clear();
         self.waiting.clear();
-        (self.records, self.bytes) = (0, 0);
+        self.stock = Stock::default();
     }
 }
 
@@ -352,8 +384,8 @@ impl Lane {
         shown.map_or(0, |(_, end)| *end)
     }
 
-    /// Lets go what all standbys hold; how many records and bytes.
-    fn trim(&mut self, standbys: &[ClusterName]) -> (usize, usize) {
+    /// Lets go what all standbys hold.
+    fn trim(&mut self, standbys: &[ClusterName], stock: &mut Stock) {
         let held_by_all = standbys.iter().map(|standby| self.end(standby)).min();
         let bound = held_by_all.unwrap_or(i64::MAX);
         let mut count = 0;
@@ -366,8 +398,9 @@ impl Lane {
                 count = number;
             }
         }
-        let bytes = self.kept.drain(..count).map(|kept| kept.size()).sum();
-        (count, bytes)
+        for kept in self.kept.drain(..count) {
+            stock.let_go(kept);
+        }
     }
 }
 

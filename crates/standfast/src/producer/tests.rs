@@ -25,13 +25,11 @@ fn client() -> Arc<ProducerClient> {
         ClientName::new("producer-1".into()),
         ClusterName::new("west").expect("name"),
     );
-    let context = ReportContext {
-        shared: std::sync::Weak::new(),
-        generation: Arc::new(1.into()),
-        choice: Choice::new(Rule::of(None, &Properties::new()).expect("rule")),
-        log: Arc::new(log),
-    };
-    Arc::new(ProducerClient::new(&config, context).expect("client"))
+    let choice = Choice::new(Rule::of(None, &Properties::new()).expect("rule"));
+    let context = ReportContext::new(std::sync::Weak::new(), choice, log);
+    let client = ProducerClient::new(&config, context).expect("client");
+    client.adopt(1);
+    Arc::new(client)
 }
 
 fn push(log: &mut SendLog, room: &Arc<Semaphore>) -> oneshot::Receiver<Result<Delivery>> {

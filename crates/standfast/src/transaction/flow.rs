@@ -297,7 +297,7 @@ impl Flow {
             }
             _ => Err(Error::Refused {
                 cluster: link.cluster.clone(),
-                topic: record.topic.clone(),
+                topic: record.topic.to_string(),
                 reason: Box::new(error),
             }),
         }

@@ -81,6 +81,23 @@ fn at_the_bound_the_oldest_of_all_partitions_go_and_are_counted() {
 }
 
 #[test]
+fn what_is_kept_and_what_waits_to_be_freed_share_the_bound() {
+    let (mut replay, flip) = replay(10_000, Overflow::Unprotected, &["east"]);
+    for n in 0..30 {
+        keep(&mut replay, 0, n, n as i64);
+    }
+    let size = replay.held().1 / 30 - KEPT_OVERHEAD;
+    replay.note_end(flip, &cluster("east"), "t", 0, 30);
+    for n in 30..60 {
+        keep(&mut replay, 0, n, n as i64);
+    }
+    drop(replay.take_surplus());
+    let waiting = std::iter::from_fn(|| replay.spent().pop().0).count();
+    assert!((1..30).contains(&waiting), "{waiting}");
+    assert!(replay.held().1 + waiting * size <= 10_000, "{waiting}");
+}
+
+#[test]
 fn age_counts_only_where_records_may_go_unprotected() {
     for (overflow, left) in [(Overflow::Unprotected, 0), (Overflow::Block, 1)] {
         let (mut replay, _) = replay(10_000, overflow, &["east"]);
