@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
 use super::partitioner::{Choice, choosing};
-use super::{BURST, ProducerShared};
+use super::shared::{BURST, ProducerShared};
 use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};

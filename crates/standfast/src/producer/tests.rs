@@ -1,14 +1,19 @@
 //! The log's order, without a cluster.
 
+use std::time::Instant;
+
 use rdkafka::ClientConfig;
-use standfast_discovery::ClusterName;
+use standfast_discovery::{ClusterName, Epoch};
+use tokio::sync::Semaphore;
 
 use super::client::{Hand, ProducerClient, ReportContext};
 use super::log::{Gate, Resolved, SendLog};
-use super::partitioner::Choice;
+use super::partitioner::{Choice, Rule};
 use super::replay::Limits;
 use super::*;
+use crate::client_config::Properties;
 use crate::client_log::ClientLog;
+use crate::event::ClientName;
 use crate::target::Bound;
 
 const LIMITS: Limits = Limits {
