@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::Key;
 use super::commits::{Commits, Part};
 use super::context::WorkerContext;
-use super::handover;
+use super::handover::{self, Handover};
 use super::held::{Held, Started, fetch_committed};
 use super::partition::Partition;
 use super::rebalance::{self, RebalanceEvent};
@@ -41,12 +41,7 @@ pub(super) struct Assignment {
     /// Partitions are held while the handoff of the flip is being read.
     pub(super) awaits_handoff: bool,
     pub(super) commits: Commits,
-    /// When partitions were last assigned.
-    assigned_at: Option<Instant>,
-    /// What was not assigned then is still to be told.
-    must_hand_over: bool,
-    /// Positions were told that another member may have passed since.
-    told_all: bool,
+    handover: Handover,
 }
 
 #[derive(Debug)]
@@ -92,33 +87,12 @@ impl Assignment {
         rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
         self.apply(consumer, &started);
-        self.must_hand_over = true;
-        self.assigned_at = Some(Instant::now());
+        self.handover.begin();
     }
 
     /// Tells the group the positions of partitions that others read on.
     pub(super) fn hand_over(&mut self, consumer: &BaseConsumer<WorkerContext>) {
-        let context = consumer.context();
-        let had = |time| self.assigned_at.is_some_and(|at| at.elapsed() >= time);
-        let is_late =
-            !self.told_all && had(handover::LAST_RESORT) && context.shared.has_just_moved();
-        if !self.must_hand_over && !is_late {
-            return;
-        }
-        let target = context.shared.target();
-        // While the handoff is being read, positions mean nothing yet.
-        let Some(target) = target.filter(|target| !target.handoffs.pending) else {
-            return;
-        };
-        // Whoever commits by hand tells what was committed.
-        let waits = !had(handover::ACKNOWLEDGED) && !context.shared.manual_commit;
-        self.must_hand_over = waits;
-        self.told_all |= is_late;
-        let (commits, outdated) = (&mut self.commits, self.told_all);
-        if let Err(error) = handover::hand_over(consumer, commits, &target, outdated, waits) {
-            let client = context.log.client.as_str();
-            tracing::warn!(client, error, "positions could not be handed over");
-        }
+        self.handover.serve(consumer, &mut self.commits);
     }
 
     /// Looks again for the start of held partitions.
@@ -428,7 +402,10 @@ impl Assignment {
             let bound = |from| target.handoffs.bound(&key.0, key.1, from);
             let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
             let sought = context.shared.pending_seek(&key).is_some();
-            let since = (held.since, self.assigned_at.unwrap_or(held.since));
+            let since = (
+                held.since,
+                self.handover.assigned_at().unwrap_or(held.since),
+            );
             let flipped = (target.epoch, target.since);
             if !knows && !sought && handover::is_awaited(at, since, moved, flipped, bound) {
                 self.retry_at = Some(Instant::now() + HANDOVER_RETRY);

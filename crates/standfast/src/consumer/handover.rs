@@ -13,6 +13,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use standfast_discovery::Epoch;
 
+use super::Key;
 use super::commits::Commits;
 use super::context::WorkerContext;
 use super::start::{Carried, Committed, label};
@@ -29,7 +30,7 @@ const MOVED_GRACE: Duration = Duration::from_secs(5);
 
 /// After the last assignment, how long the members that read until the flip go first. Then those tell their positions who read before: over
 /// flips in quick succession nobody may have begun to read a partition in between. Shorter than [`MOVED_GRACE`].
-pub(super) const LAST_RESORT: Duration = Duration::from_millis(2_500);
+const LAST_RESORT: Duration = Duration::from_millis(2_500);
 
 /// So long after a move nobody reads a partition that another member read until then, unless that one has told its position. Shorter
 /// than [`GRACE`] by what members may hear of a flip apart.
@@ -40,6 +41,10 @@ pub(super) const SETTLES: Duration = Duration::from_secs(30);
 
 /// In all nobody waits longer for a position, however often the group rebalances meanwhile.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// So long after positions were told it is looked whether the group has them. Members that tell of one partition at the same time do not
+/// see each other, and the one that knows less may be the last; a commit may fail in a rebalance. Both within [`LAST_RESORT`].
+const LOOKS: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(1_200)];
 
 /// A partition that goes to another member waits so long for the acknowledgement of what the application has of it. What is acknowledged
 /// later is handed out again there.
@@ -72,19 +77,105 @@ pub(super) fn is_awaited(
     is_stale && assigned.max(rebalanced).elapsed() < grace && assigned.elapsed() < PATIENCE
 }
 
-/// Commits the positions of partitions that this member read on an earlier cluster and was not assigned here; with `outdated`, also
-/// those that another member may have read since, unless the group knows better. While `waits`, not those of which the application has
-/// records that it may acknowledge any moment.
-pub(super) fn hand_over(
+/// What a member has to tell since partitions were last assigned to it.
+#[derive(Debug, Default)]
+pub(super) struct Handover {
+    assigned_at: Option<Instant>,
+    /// What was not assigned then is still to be told.
+    must: bool,
+    /// Positions were told that another member may have passed since.
+    told_all: bool,
+    told: Told,
+}
+
+impl Handover {
+    /// Partitions were assigned.
+    pub(super) fn begin(&mut self) {
+        self.must = true;
+        self.assigned_at = Some(Instant::now());
+    }
+
+    pub(super) fn assigned_at(&self) -> Option<Instant> {
+        self.assigned_at
+    }
+
+    /// Tells what is to be told by now.
+    pub(super) fn serve(&mut self, consumer: &BaseConsumer<WorkerContext>, commits: &mut Commits) {
+        let context = consumer.context();
+        let (shared, generation) = (&context.shared, context.source.generation);
+        let had = |time| self.assigned_at.is_some_and(|at| at.elapsed() >= time);
+        let is_late = !self.told_all && had(LAST_RESORT) && shared.has_just_moved();
+        let looks = self.told.is_to_look();
+        if !self.must && !is_late && !looks {
+            return;
+        }
+        // While the handoff is being read, positions mean nothing yet.
+        let Some(target) = shared.target().filter(|target| !target.handoffs.pending) else {
+            return;
+        };
+        // Whoever commits by hand tells what was committed.
+        let waits = !had(ACKNOWLEDGED) && !shared.manual_commit;
+        let mut left = Vec::new();
+        if self.must || is_late {
+            self.must = waits;
+            self.told_all |= is_late;
+            left = shared.left_over(generation, self.told_all, waits);
+        }
+        let is_new = !left.is_empty();
+        if looks {
+            let mut told = shared.told(generation);
+            told.retain(|(key, _)| left.iter().all(|(new, _)| new != key));
+            left.append(&mut told);
+        }
+        let outcome = hand_over(consumer, commits, &target, left);
+        if is_new {
+            self.told.told();
+        } else if looks {
+            let is_over = outcome.is_ok() || !shared.has_just_moved();
+            self.told.looked(is_over);
+        }
+        if let Err(error) = outcome {
+            let client = context.log.client.as_str();
+            tracing::warn!(client, error, "positions could not be handed over");
+        }
+    }
+}
+
+/// When positions were told last, and how often it was looked since whether the group has them.
+#[derive(Debug, Default)]
+struct Told(Option<(Instant, usize)>);
+
+impl Told {
+    fn is_to_look(&self) -> bool {
+        let due = |(at, looks): (Instant, usize)| Some(at.elapsed() >= *LOOKS.get(looks)?);
+        self.0.and_then(due).unwrap_or_default()
+    }
+
+    fn told(&mut self) {
+        self.0 = Some((Instant::now(), 0));
+    }
+
+    /// One look is over; it counts if the group has answered.
+    fn looked(&mut self, is_answered: bool) {
+        if let Some((at, looks)) = &mut self.0 {
+            match is_answered {
+                true => *looks += 1,
+                false => *at = Instant::now(),
+            }
+        }
+    }
+}
+
+/// Commits the positions of partitions that this member read on an earlier cluster and was not assigned here, where the group does not
+/// know as much.
+fn hand_over(
     consumer: &BaseConsumer<WorkerContext>,
     commits: &mut Commits,
     target: &Target,
-    outdated: bool,
-    waits: bool,
+    left: Vec<(Key, Carried)>,
 ) -> Result<(), String> {
     let context = consumer.context();
     let shared = &context.shared;
-    let left = shared.left_over(context.source.generation, outdated, waits);
     let mut list = TopicPartitionList::with_capacity(left.len());
     for ((topic, number), _) in &left {
         list.add_partition(topic, *number);
@@ -157,9 +248,12 @@ fn position(
         return None;
     };
     let point = point.min(mirrored);
-    let is_better = committed.is_none_or(|committed| {
-        // One from after the flip is the new owner's own.
-        committed.epoch.is_none_or(|epoch| epoch <= carried.from)
+    let is_better = committed.is_none_or(|committed| match committed.epoch {
+        // Another's certain position, or the new owner's own.
+        Some(epoch) if epoch > carried.from => false,
+        // Told already, if it is told under the epoch that it comes from.
+        Some(epoch) if epoch == carried.from && carried.outdated => committed.offset < point,
+        _ => true,
     });
     is_better.then_some((point, seen))
 }
@@ -254,6 +348,52 @@ mod tests {
         });
         let done = outdated.partition.commit_after(-1, 100);
         assert_eq!(position(&outdated, done, committed, bound), None);
+    }
+
+    #[test]
+    fn of_two_that_tell_at_once_the_one_that_knows_more_has_the_last_word() {
+        let read_until = |epoch| Carried {
+            from: Epoch(epoch),
+            outdated: true,
+            ..carried()
+        };
+        let tells = |carried: &Carried, group: Option<Committed>| {
+            let done = carried.partition.commit_after(-1, 100);
+            let told = position(carried, done, group, |_| Bound::Below(20));
+            told.map(|(offset, _)| (offset, told_under(carried, Epoch(9))))
+        };
+        let (less, more) = (read_until(2), read_until(4));
+        let group = committed(3, 1);
+        assert_eq!(tells(&less, group), Some((8, Epoch(2))));
+        assert_eq!(tells(&more, group), Some((8, Epoch(4))));
+        // What either finds when it looks again, whoever was the last.
+        assert_eq!(tells(&more, committed(8, 2)), Some((8, Epoch(4))));
+        assert_eq!(tells(&less, committed(8, 2)), None);
+        assert_eq!(tells(&more, committed(8, 4)), None);
+        assert_eq!(tells(&less, committed(8, 4)), None);
+        assert_eq!(tells(&more, committed(5, 4)), Some((8, Epoch(4))));
+    }
+
+    #[test]
+    fn what_was_told_is_looked_at_twice_and_more_often_without_an_answer() {
+        let mut told = Told::default();
+        assert!(!told.is_to_look());
+        told.told();
+        assert!(!told.is_to_look(), "at once");
+        let later = |told: &mut Told| {
+            if let Some((at, _)) = &mut told.0 {
+                *at = at.checked_sub(LOOKS[1]).expect("uptime");
+            }
+            told.is_to_look()
+        };
+        assert!(later(&mut told));
+        told.looked(false);
+        assert!(!told.is_to_look());
+        for is_last in [false, true] {
+            assert!(later(&mut told));
+            told.looked(true);
+            assert_eq!(later(&mut told), !is_last);
+        }
     }
 
     #[test]

@@ -203,6 +203,16 @@ impl ConsumerShared {
             .collect()
     }
 
+    /// What was told and is still somebody else's.
+    pub(super) fn told(&self, generation: u64) -> Vec<(Key, Carried)> {
+        let table = self.table();
+        let told = table.carried.iter();
+        told.filter(|_| table.generation == generation)
+            .filter(|(key, carried)| carried.handed_over && !table.assigned.contains(*key))
+            .map(|(key, carried)| (key.clone(), carried.clone()))
+            .collect()
+    }
+
     /// Whether this consumer came from another cluster so short a time ago that other members may still be on their way.
     pub(super) fn has_just_moved(&self) -> bool {
         let moved = self.table().moved;
