@@ -66,6 +66,9 @@ pub fn workspace_program(name: &str, profile: Profile) -> Result<PathBuf> {
 
 fn build(name: &str, profile: Profile) -> Result<Programs> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // At run time first: with one build directory for several work trees, the path at build time is that of any of them.
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let mut command = Command::new(cargo);
     command
         .args([
@@ -73,7 +76,7 @@ fn build(name: &str, profile: Profile) -> Result<Programs> {
             "--workspace",
             "--message-format=json-render-diagnostics",
         ])
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .current_dir(package)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if profile == Profile::Release {
