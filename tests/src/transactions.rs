@@ -10,8 +10,11 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between the records of a transaction, so that those of several producers lie between each other's.
-const RECORD_PAUSE: Duration = Duration::from_millis(3);
-const RECORDS: i32 = 6;
+const RECORD_PAUSE: Duration = Duration::from_millis(2);
+/// Of a transaction, each a batch of its own.
+const RECORDS: i32 = 32;
+/// Partitions that a transaction writes to. Several batches in each: whoever takes a partition over inside a transaction must go on with its sequence numbers.
+const PARTITIONS: i32 = 4;
 /// Each of so many transactions is aborted.
 const ABORTED: usize = 4;
 
@@ -81,7 +84,7 @@ fn write(producer: &BaseProducer, topic: &str, partitions: i32, number: usize) {
     producer.begin_transaction().expect("begin");
     for record in 0..RECORDS {
         let (key, value) = (number.to_string(), format!("{number}/{record}"));
-        let partition = (record + number as i32) % partitions;
+        let partition = (record % PARTITIONS + number as i32) % partitions;
         let record = BaseRecord::to(topic)
             .partition(partition)
             .key(&key)
