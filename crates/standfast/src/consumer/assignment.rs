@@ -86,7 +86,7 @@ impl Assignment {
         context.shared.outdate_lost(generation);
         rebalance::tell(&context.shared, RebalanceEvent::Assigned, change.added);
         let started = self.find_starts(consumer);
-        self.apply(consumer, &started);
+        self.begin(consumer, &started);
         self.handover.begin();
     }
 
@@ -103,7 +103,16 @@ impl Assignment {
         }
         let started = self.find_starts(consumer);
         if !started.is_empty() {
-            self.apply(consumer, &started);
+            self.begin(consumer, &started);
+        }
+    }
+
+    /// Reads partitions, and tells the group so at once: should the session end before the next commit, whoever gets them then waits for
+    /// this member's position.
+    fn begin(&mut self, consumer: &BaseConsumer<WorkerContext>, started: &[Key]) {
+        self.apply(consumer, started);
+        if !consumer.context().shared.manual_commit {
+            self.commit(consumer);
         }
     }
 
@@ -218,7 +227,7 @@ impl Assignment {
                     // Whoever commits by hand means what is committed.
                     running.open = !running.parting && !context.shared.manual_commit;
                     entry.set_metadata(match running.open {
-                        true => open_label(epoch, &seen),
+                        true => open_label(epoch, &seen, context.shared.reader),
                         false => label(epoch, &seen),
                     });
                     running.committed = point;
@@ -385,7 +394,9 @@ impl Assignment {
         let Some(target) = context.shared.target() else {
             return Vec::new();
         };
-        let mut committed = match fetch_committed(consumer, self.held.keys()) {
+        let fetched = fetch_committed(consumer, self.held.keys());
+        self.handover.asked(fetched.is_ok());
+        let mut committed = match fetched {
             Ok(committed) => committed,
             Err(reason) => {
                 for (key, held) in &mut self.held {
@@ -404,7 +415,7 @@ impl Assignment {
             let sought = context.shared.pending_seek(&key).is_some();
             let since = (
                 held.since,
-                self.handover.assigned_at().unwrap_or(held.since),
+                self.handover.counts_from().unwrap_or(held.since),
             );
             let flipped = (target.epoch, target.since);
             if !knows && !sought && handover::is_awaited(at, since, moved, flipped, bound) {
@@ -458,9 +469,15 @@ impl Assignment {
             offset,
             reason,
         });
-        let open = committed.is_some_and(|committed| committed.open);
+        let shared = &context.shared;
+        let open = committed.is_some_and(|committed| committed.open.is_some());
+        let says_so = |c: &Committed| {
+            shared.manual_commit
+                || (c.open == Some(shared.reader) && c.epoch == Some(shared.epoch()))
+        };
         // Anything but the group's own offset is worth a commit, so that a restart finds it.
-        let committed = committed.map_or(-1, |c| if c.offset == offset { offset } else { -1 });
+        let is_known = |c: &Committed| c.offset == offset && says_so(c);
+        let committed = committed.filter(is_known).map_or(-1, |_| offset);
         let running = Running {
             reading: partition.reading(),
             partition,

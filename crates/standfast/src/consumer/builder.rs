@@ -13,7 +13,7 @@ use super::handle::ConsumerHandle;
 use super::mailbox::Mailbox;
 use super::rebalance::{Listener, RebalanceEvent};
 use super::shared::{ConsumerShared, Table};
-use super::start::MissingOffset;
+use super::start::{MissingOffset, Reader};
 use super::subscription::Subscription;
 use crate::client_config::{self, Properties, Role};
 use crate::error::{Error, Result};
@@ -187,6 +187,7 @@ impl ConsumerBuilder {
         }
         let shared = Arc::new(ConsumerShared {
             name: self.fleet.client_name(&group),
+            reader: Reader::random(),
             fleet: self.fleet,
             group,
             subscription,

@@ -16,7 +16,7 @@ use standfast_discovery::Epoch;
 use super::Key;
 use super::commits::Commits;
 use super::context::WorkerContext;
-use super::start::{Carried, Committed, label};
+use super::start::{Carried, Committed, Reader, label};
 use crate::ffi;
 use crate::stats::add;
 use crate::target::{Bound, Target};
@@ -39,7 +39,8 @@ pub(super) const UNTOLD: Duration = Duration::from_secs(1);
 /// So long after a flip the group is not taken for settled.
 pub(super) const SETTLES: Duration = Duration::from_secs(30);
 
-/// In all nobody waits longer for a position, however often the group rebalances meanwhile.
+/// In all nobody waits longer for a position, however often the group rebalances meanwhile. Longer than a session (10 s) and [`MOVED_GRACE`]:
+/// where the coordinator is silent for longer than the former, partitions are assigned anew.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// So long after positions were told it is looked whether the group has them. Members that tell of one partition at the same time do not
@@ -54,7 +55,7 @@ pub(super) const ACKNOWLEDGED: Duration = Duration::from_millis(500);
 const ASK: Duration = Duration::from_secs(3);
 
 /// Whether the member that read the partition before the flip may still tell its position. `since`: when the partition was assigned, and
-/// when the group last rebalanced, with which those begin to count who tell. `moved`: this consumer came here from another cluster a moment
+/// when those began to count who tell ([`Handover::counts_from`]). `moved`: this consumer came here from another cluster a moment
 /// ago. `now` and `flipped`: the epoch, and when this consumer heard of the flip.
 pub(super) fn is_awaited(
     committed: Option<Committed>,
@@ -65,22 +66,26 @@ pub(super) fn is_awaited(
 ) -> bool {
     let is_old = |epoch| bound(epoch) != Bound::Unknown;
     // Who read on under an earlier epoch has something to tell only if there is a handoff.
-    let is_open = committed.is_some_and(|c| c.open && c.epoch.is_some_and(|epoch| epoch >= now));
+    let is_open =
+        committed.is_some_and(|c| c.open.is_some() && c.epoch.is_some_and(|epoch| epoch >= now));
     let is_stale = match committed {
         // The group's offsets have not been carried over yet.
         None => moved,
         Some(committed) => is_open || committed.epoch.is_some_and(is_old),
     };
     let is_soon = is_open || moved || flipped.elapsed() < SETTLES;
-    let (assigned, rebalanced) = since;
+    let (assigned, counted_from) = since;
     let grace = if is_soon { MOVED_GRACE } else { GRACE };
-    is_stale && assigned.max(rebalanced).elapsed() < grace && assigned.elapsed() < PATIENCE
+    is_stale && assigned.max(counted_from).elapsed() < grace && assigned.elapsed() < PATIENCE
 }
 
 /// What a member has to tell since partitions were last assigned to it.
 #[derive(Debug, Default)]
 pub(super) struct Handover {
     assigned_at: Option<Instant>,
+    is_silent: bool,
+    /// The group's coordinator did not answer until then.
+    silent_until: Option<Instant>,
     /// What was not assigned then is still to be told.
     must: bool,
     /// Positions were told that another member may have passed since.
@@ -95,8 +100,16 @@ impl Handover {
         self.assigned_at = Some(Instant::now());
     }
 
-    pub(super) fn assigned_at(&self) -> Option<Instant> {
-        self.assigned_at
+    /// The group's coordinator was asked. While it does not answer, neither can others tell it anything.
+    pub(super) fn asked(&mut self, is_answered: bool) {
+        if std::mem::replace(&mut self.is_silent, !is_answered) && is_answered {
+            self.silent_until = Some(Instant::now());
+        }
+    }
+
+    /// With what those begin to count who tell.
+    pub(super) fn counts_from(&self) -> Option<Instant> {
+        self.assigned_at.max(self.silent_until)
     }
 
     /// Tells what is to be told by now.
@@ -199,7 +212,7 @@ fn hand_over(
         };
         let bound = |from| target.handoffs.bound(&key.0, key.1, from);
         let told = match carried.same_cluster {
-            true => position_of_lost(&carried, done, committed),
+            true => position_of_lost(&carried, done, committed, shared.reader),
             false => position(&carried, done, committed, bound),
         };
         let Some((offset, seen)) = told else {
@@ -258,17 +271,18 @@ fn position(
     is_better.then_some((point, seen))
 }
 
-/// The same for a partition that was lost with the session on this cluster, or with a client that was built anew: nothing if the group knows
-/// as much, or has it from elsewhere.
+/// The same for a partition that `reader` lost with the session on this cluster, or with a client that was built anew: nothing if the last
+/// commit is not its own, so that the new owner's stays.
 fn position_of_lost(
     carried: &Carried,
     done: Option<(i64, String)>,
     committed: Option<Committed>,
+    reader: Reader,
 ) -> Option<(i64, String)> {
     let (point, seen) = done?;
     let is_better = committed.is_some_and(|committed| {
         let is_from_before = committed.epoch.is_some_and(|epoch| epoch <= carried.from);
-        committed.open && is_from_before && committed.offset <= point
+        committed.open == Some(reader) && is_from_before && committed.offset <= point
     });
     is_better.then_some((point, seen))
 }
@@ -298,7 +312,7 @@ mod tests {
     fn committed(offset: i64, epoch: u64) -> Option<Committed> {
         Some(Committed {
             offset,
-            open: false,
+            open: None,
             epoch: Some(Epoch(epoch)),
         })
     }
@@ -330,7 +344,7 @@ mod tests {
         let (told, bound) = (told_under(&outdated, Epoch(5)), |_| Bound::Below(20));
         let committed = Some(Committed {
             offset: 3,
-            open: false,
+            open: None,
             epoch: Some(told),
         });
         let certain = carried();
@@ -343,7 +357,7 @@ mod tests {
         // And not the other way round.
         let committed = Some(Committed {
             offset: 8,
-            open: false,
+            open: None,
             epoch: Some(told_under(&certain, Epoch(5))),
         });
         let done = outdated.partition.commit_after(-1, 100);
@@ -434,6 +448,22 @@ mod tests {
     }
 
     #[test]
+    fn silence_of_the_coordinator_does_not_count() {
+        let mut handover = Handover::default();
+        handover.asked(true);
+        assert_eq!(handover.counts_from(), None);
+        handover.begin();
+        let assigned_at = handover.counts_from();
+        handover.asked(false);
+        assert_eq!(handover.counts_from(), assigned_at, "it is not over yet");
+        handover.asked(true);
+        let answered_at = handover.counts_from();
+        assert!(answered_at > assigned_at);
+        handover.asked(true);
+        assert_eq!(handover.counts_from(), answered_at);
+    }
+
+    #[test]
     fn who_knows_better_counts_from_the_last_rebalance_but_not_for_ever() {
         let now = Instant::now();
         let ago = |time: Duration| now.checked_sub(time).expect("uptime");
@@ -452,25 +482,33 @@ mod tests {
             outdated: true,
             ..carried()
         };
-        let tells = |offset, epoch, open| {
-            let known = committed(offset, epoch).map(|known| Committed { open, ..known });
+        let (mine, other) = (Reader::random(), Reader::random());
+        let tells = |group: Option<Committed>| {
             let done = lost.partition.commit_after(-1, 100);
-            position_of_lost(&lost, done, known).is_some()
+            position_of_lost(&lost, done, group, mine).is_some()
         };
-        assert!(tells(3, 4, true));
-        assert!(tells(8, 4, true), "so that nobody waits");
-        assert!(!tells(9, 4, true), "the new owner's");
-        assert!(!tells(3, 5, true), "from after a flip");
-        assert!(!tells(3, 4, false), "told already, or set by hand");
-        assert!(position_of_lost(&lost, lost.partition.commit_after(-1, 100), None).is_none());
+        let says = |offset, epoch, open| {
+            tells(committed(offset, epoch).map(|known| Committed { open, ..known }))
+        };
+        assert!(says(3, 4, Some(mine)));
+        assert!(says(8, 4, Some(mine)), "so that nobody waits");
+        assert!(!says(9, 4, Some(mine)), "it has read on since");
+        assert!(!says(8, 4, Some(other)), "the new owner's");
+        assert!(!says(3, 5, Some(mine)), "from after a flip");
+        assert!(!says(3, 4, None), "told already, or set by hand");
+        assert!(!tells(None));
         let now = Instant::now();
         let ago = now.checked_sub(GRACE * 2).expect("uptime");
         let long_ago = now.checked_sub(SETTLES).expect("uptime");
-        for (open, epoch, awaited) in [(true, 4, true), (false, 4, false), (true, 5, false)] {
+        for (open, epoch, awaited) in [
+            (Some(other), 4, true),
+            (None, 4, false),
+            (Some(other), 5, false),
+        ] {
             let known = committed(3, 4).map(|known| Committed { open, ..known });
             let flipped = (Epoch(epoch), long_ago);
             let found = is_awaited(known, (ago, ago), false, flipped, |_| Bound::Unknown);
-            assert_eq!(found, awaited, "{open} {epoch}");
+            assert_eq!(found, awaited, "{open:?} {epoch}");
         }
     }
 }

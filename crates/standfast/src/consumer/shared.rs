@@ -15,7 +15,7 @@ use super::handover::{SETTLES, UNTOLD};
 use super::mailbox::Mailbox;
 use super::partition::Partition;
 use super::rebalance::{Change, Listener};
-use super::start::{Carried, MissingOffset, Own};
+use super::start::{Carried, MissingOffset, Own, Reader};
 use super::subscription::Subscription;
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
@@ -28,6 +28,7 @@ use crate::target::Target;
 pub(crate) struct ConsumerShared {
     pub(super) fleet: Arc<FleetShared>,
     pub(super) name: ClientName,
+    pub(super) reader: Reader,
     pub(super) group: String,
     pub(super) subscription: Subscription,
     pub(super) properties: Properties,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use standfast_discovery::Epoch;
+use uuid::Uuid;
 
 use super::partition::Partition;
 use super::window::Window;
@@ -10,13 +11,23 @@ use crate::event::StartReason;
 use crate::ffi::CommittedOffset;
 use crate::target::Bound;
 
-/// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one, then ` open` from a
-/// member that reads on; later versions may append more after a blank.
+/// Prefix of the metadata of the wrapper's commits. The epoch follows, then ` seen=` and a [`Window`] if there is one, then ` open=` and a
+/// [`Reader`] from a member that reads on; later versions may append more after a blank.
 const LABEL: &str = "standfast-1 epoch=";
 
 const SEEN: &str = " seen=";
 
-const OPEN: &str = "open";
+const OPEN: &str = "open=";
+
+/// One consumer, as its commits name it: chosen at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reader(u32);
+
+impl Reader {
+    pub(crate) fn random() -> Self {
+        Self(Uuid::new_v4().as_fields().0)
+    }
+}
 
 /// What to do where the group has no offset, or one that the log does not have (any more).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,7 +65,7 @@ pub(crate) struct Committed {
     /// The epoch under which the wrapper committed it; `None` for anybody else's commit.
     pub(crate) epoch: Option<Epoch>,
     /// Who committed it was reading on, and has not given the partition up: more may have been acknowledged.
-    pub(crate) open: bool,
+    pub(crate) open: Option<Reader>,
 }
 
 /// Everything that is known about a partition when it is assigned.
@@ -230,15 +241,16 @@ pub(crate) fn label(epoch: Epoch, seen: &str) -> String {
 }
 
 /// The same of a member that reads on.
-pub(crate) fn open_label(epoch: Epoch, seen: &str) -> String {
-    format!("{} {OPEN}", label(epoch, seen))
+pub(crate) fn open_label(epoch: Epoch, seen: &str, reader: Reader) -> String {
+    format!("{} {OPEN}{:08x}", label(epoch, seen), reader.0)
 }
 
-/// Whether the metadata of a commit is that of a member that read on.
-fn labelled_open(metadata: &[u8]) -> bool {
-    let text = std::str::from_utf8(metadata).ok();
-    let rest = text.and_then(|text| text.strip_prefix(LABEL));
-    rest.is_some_and(|rest| rest.split(' ').skip(1).any(|word| word == OPEN))
+/// The member that read on, in the metadata of its commit.
+fn labelled_open(metadata: &[u8]) -> Option<Reader> {
+    let text = std::str::from_utf8(metadata).ok()?;
+    let mut words = text.strip_prefix(LABEL)?.split(' ').skip(1);
+    let reader = words.find_map(|word| word.strip_prefix(OPEN))?;
+    u32::from_str_radix(reader, 16).ok().map(Reader)
 }
 
 /// The window in the metadata of a commit; empty if there is none.
@@ -269,7 +281,7 @@ mod tests {
             }),
             committed: committed.map(|(offset, epoch)| Committed {
                 offset,
-                open: false,
+                open: None,
                 epoch: epoch.map(Epoch),
             }),
             range: None,
@@ -326,7 +338,7 @@ mod tests {
         );
         // Another member has read on while this one was not in the group.
         k.committed = Some(Committed {
-            open: false,
+            open: None,
             offset: 9,
             epoch: Some(Epoch(4)),
         });
@@ -401,13 +413,19 @@ mod tests {
         );
         assert_eq!(labelled_window(b"standfast-1 epoch=3"), Window::default());
         for seen in ["", "a-1,b-2"] {
-            let open = open_label(Epoch(3), seen);
+            let open = open_label(Epoch(3), seen, Reader(0xab));
             assert_eq!(labelled_epoch(open.as_bytes()), Some(Epoch(3)));
             assert_eq!(labelled_window(open.as_bytes()), Window::parse(seen));
-            assert!(labelled_open(open.as_bytes()));
-            assert!(!labelled_open(label(Epoch(3), seen).as_bytes()));
+            assert_eq!(labelled_open(open.as_bytes()), Some(Reader(0xab)));
+            assert_eq!(labelled_open(label(Epoch(3), seen).as_bytes()), None);
         }
-        assert!(!labelled_open(b"open open"));
+        for text in [
+            "open=ab open=ab",
+            "standfast-1 epoch=3 open=",
+            "standfast-1 epoch=3 open=123456789",
+        ] {
+            assert_eq!(labelled_open(text.as_bytes()), None);
+        }
         for foreign in [
             &b""[..],
             b"offset by hand",

@@ -9,13 +9,18 @@ use std::time::{Duration, Instant};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use standfast::discovery::DiscoveryOptions;
-use standfast::{FailoverConsumer, Fleet, MissingOffset, RebalanceEvent};
-use tokio::sync::mpsc::UnboundedSender;
+use standfast::{ConsumerHandle, FailoverConsumer, Fleet, MissingOffset, RebalanceEvent};
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::harness::{EAST, SOON, WEST, World, mirror, produce_plain, until};
 
 const PARTITIONS: i32 = 4;
 const RECORDS: usize = 200;
+const ALL: usize = PARTITIONS as usize * RECORDS;
+
+/// Longer than a member waits for another one's position (5 s), shorter than a session (10 s).
+const SILENT: Duration = Duration::from_secs(7);
 
 /// A member that comes later than this may be too late to hand its position over (5 s).
 const IN_TIME: Duration = Duration::from_millis(4_000);
@@ -37,52 +42,114 @@ async fn a_second_member_comes_with_the_flip() {
 #[tokio::test(flavor = "multi_thread")]
 async fn positions_outlast_a_flip_that_came_too_soon_to_be_used() {
     let world = mirrored().await;
-    let late = tempfile::tempdir().expect("folder");
-    copy(world.dir.path(), late.path());
-    let second_fleet = connect_to(late.path()).await;
-    let fleet = world.connect().await;
-    let told = Told::default();
-    let (sender, mut seen) = tokio::sync::mpsc::unbounded_channel();
-    let mut counts = BTreeMap::<(i32, i64), usize>::new();
-    let first = subscribe(&fleet, "range", &told).await;
-    let second = subscribe(&second_fleet, "range", &told).await;
-    let (handle, second_handle) = (first.handle(), second.handle());
-    until("each has half", || {
-        (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
-    })
-    .await;
-    for consumer in [first, second] {
-        tokio::spawn(read(consumer, sender.clone()));
-    }
+    let mut pair = Pair::start(&world).await;
     // So many records were read by then: flips in quick succession, and such that others might have begun to read in between.
     let mut pauses = vec![
         (200, Duration::from_millis(200)),
         (500, Duration::from_millis(1_700)),
     ];
-    while counts.len() < PARTITIONS as usize * RECORDS {
-        let next = tokio::time::timeout(SOON, seen.recv()).await;
-        *counts
-            .entry(next.expect("in time").expect("open"))
-            .or_default() += 1;
-        if pauses.first().is_some_and(|(at, _)| counts.len() >= *at) {
+    while pair.counts.len() < ALL {
+        pair.read_one().await;
+        if pauses
+            .first()
+            .is_some_and(|(at, _)| pair.counts.len() >= *at)
+        {
             let (_, pause) = pauses.remove(0);
-            let handoff = || Some(vec![Some(RECORDS as i64); PARTITIONS as usize]);
-            world.flip(EAST, handoff()).await;
+            world.flip(EAST, whole_handoff()).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
-            copy(world.dir.path(), late.path());
+            pair.tell_second(&world);
             tokio::time::sleep(pause).await;
-            world.flip(WEST, handoff()).await;
+            world.flip(WEST, whole_handoff()).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
-            copy(world.dir.path(), late.path());
+            pair.tell_second(&world);
         }
     }
-    // Longer than anybody waits for a position.
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    while let Ok(next) = seen.try_recv() {
-        *counts.entry(next).or_default() += 1;
+    pair.assert_nothing_repeated().await;
+}
+
+/// The coordinator falls silent when the first member has been given everything, for longer than positions are waited for. The other one is there
+/// when it answers again, and no sooner.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_coordinator_takes_nothing_from_the_time_to_tell() {
+    let world = mirrored().await;
+    let mut pair = Pair::start(&world).await;
+    while pair.counts.len() < 300 {
+        pair.read_one().await;
     }
-    let repeated = counts.values().filter(|count| **count > 1).count();
-    assert_eq!(repeated, 0, "repeated");
+    world.flip(EAST, whole_handoff()).await;
+    let handle = pair.first.clone();
+    until("the first has everything", || {
+        handle.assignment().len() == PARTITIONS as usize
+    })
+    .await;
+    world.east.pause();
+    tokio::time::sleep(SILENT).await;
+    world.east.resume();
+    pair.tell_second(&world);
+    while pair.counts.len() < ALL {
+        pair.read_one().await;
+    }
+    pair.assert_nothing_repeated().await;
+}
+
+/// Two members with half of the partitions each, on west. The second one hears of flips when it is told.
+struct Pair {
+    first: ConsumerHandle,
+    late: TempDir,
+    seen: UnboundedReceiver<(i32, i64)>,
+    counts: BTreeMap<(i32, i64), usize>,
+    _fleets: [Fleet; 2],
+}
+
+impl Pair {
+    async fn start(world: &World) -> Self {
+        let late = tempfile::tempdir().expect("folder");
+        copy(world.dir.path(), late.path());
+        let fleets = [world.connect().await, connect_to(late.path()).await];
+        let told = Told::default();
+        let first = subscribe(&fleets[0], "range", &told).await;
+        let second = subscribe(&fleets[1], "range", &told).await;
+        let (handle, second_handle) = (first.handle(), second.handle());
+        until("each has half", || {
+            (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
+        })
+        .await;
+        let (sender, seen) = tokio::sync::mpsc::unbounded_channel();
+        for consumer in [first, second] {
+            tokio::spawn(read(consumer, sender.clone()));
+        }
+        Self {
+            first: handle,
+            late,
+            seen,
+            counts: BTreeMap::new(),
+            _fleets: fleets,
+        }
+    }
+
+    fn tell_second(&self, world: &World) {
+        copy(world.dir.path(), self.late.path());
+    }
+
+    async fn read_one(&mut self) {
+        let next = tokio::time::timeout(SOON, self.seen.recv()).await;
+        let place = next.expect("in time").expect("open");
+        *self.counts.entry(place).or_default() += 1;
+    }
+
+    async fn assert_nothing_repeated(mut self) {
+        // Longer than anybody waits for a position.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        while let Ok(next) = self.seen.try_recv() {
+            *self.counts.entry(next).or_default() += 1;
+        }
+        let repeated = self.counts.values().filter(|count| **count > 1).count();
+        assert_eq!(repeated, 0, "repeated");
+    }
+}
+
+fn whole_handoff() -> Option<Vec<Option<i64>>> {
+    Some(vec![Some(RECORDS as i64); PARTITIONS as usize])
 }
 
 /// Both clusters have the same records.
@@ -125,7 +192,7 @@ async fn given_back(world: &World) {
         (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
     })
     .await;
-    while counts.len() < PARTITIONS as usize * RECORDS {
+    while counts.len() < ALL {
         let next = tokio::select! {
             next = next(&mut first) => next,
             next = next(&mut second) => next,
@@ -177,7 +244,7 @@ async fn acknowledged_late(world: &World) {
         (handle.assignment().len(), second_handle.assignment().len()) == (2, 2)
     })
     .await;
-    while counts.len() < PARTITIONS as usize * RECORDS {
+    while counts.len() < ALL {
         let next = tokio::select! {
             next = next(&mut first) => next,
             next = next(&mut second) => next,
@@ -223,9 +290,7 @@ async fn round(world: &World, strategy: &str, to: &str, is_late: bool) {
             carry_over(world, to, strategy);
         }
     }
-    world
-        .flip(to, Some(vec![Some(RECORDS as i64); PARTITIONS as usize]))
-        .await;
+    world.flip(to, whole_handoff()).await;
     let second = subscribe(&second_fleet, strategy, &second_told).await;
     let (handle, second_handle) = (first.handle(), second.handle());
     if is_late {
@@ -238,7 +303,7 @@ async fn round(world: &World, strategy: &str, to: &str, is_late: bool) {
     for consumer in [first, second] {
         tokio::spawn(read(consumer, sender.clone()));
     }
-    while counts.len() < PARTITIONS as usize * RECORDS {
+    while counts.len() < ALL {
         let next = tokio::time::timeout(SOON, seen.recv()).await;
         *counts
             .entry(next.expect("in time").expect("open"))

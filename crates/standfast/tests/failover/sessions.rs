@@ -15,8 +15,9 @@ const PARTITIONS: usize = 4;
 /// Longer than a session, also as the broker counts it.
 const FROZEN: Duration = Duration::from_secs(9);
 
+/// Whether there is a commit between two records of a round. If not, the group knows only that its members have begun to read.
 /// By chance each member may get the partitions that it had.
-const ROUNDS: usize = 2;
+const ROUNDS: [bool; 4] = [true, true, false, false];
 
 /// Who gets another one's partitions waits for what was acknowledged and could not be committed.
 #[tokio::test(flavor = "multi_thread")]
@@ -33,7 +34,7 @@ async fn what_was_acknowledged_outlives_lost_sessions() {
     }
     let mut counts = BTreeMap::<(i32, i64), usize>::new();
     let mut produced = 0;
-    for round in 0..ROUNDS {
+    for (round, commits) in ROUNDS.into_iter().enumerate() {
         until("each has half", || {
             handles.iter().all(|h| h.assignment().len() == 2)
         })
@@ -49,7 +50,7 @@ async fn what_was_acknowledged_outlives_lost_sessions() {
                 let place = next.expect("in time").expect("open");
                 *counts.entry(place).or_default() += 1;
             }
-            if part == 0 {
+            if part == 0 && commits {
                 for handle in &handles {
                     let commit = tokio::time::timeout(SOON, handle.commit()).await;
                     commit.expect("in time").expect("commit");
