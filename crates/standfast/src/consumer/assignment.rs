@@ -411,7 +411,8 @@ impl Assignment {
             let known = committed.remove(&key);
             let at = known.as_ref().map(|(committed, _)| *committed);
             let bound = |from| target.handoffs.bound(&key.0, key.1, from);
-            let knows = held.carried.as_ref().is_some_and(|c| !c.outdated);
+            let is_passed = handover::is_passed(at, target.epoch, context.shared.reader);
+            let knows = !is_passed && held.carried.as_ref().is_some_and(|c| !c.outdated);
             let sought = context.shared.pending_seek(&key).is_some();
             let since = (
                 held.since,

@@ -79,6 +79,15 @@ pub(super) fn is_awaited(
     is_stale && assigned.max(counted_from).elapsed() < grace && assigned.elapsed() < PATIENCE
 }
 
+/// Whether another member than `reader` has begun to read the partition here and has not given it up. What `reader` knows of it from before does
+/// not count then.
+pub(super) fn is_passed(committed: Option<Committed>, now: Epoch, reader: Reader) -> bool {
+    committed.is_some_and(|committed| {
+        let is_of_now = committed.epoch.is_some_and(|epoch| epoch >= now);
+        is_of_now && committed.open.is_some_and(|by| by != reader)
+    })
+}
+
 /// What a member has to tell since partitions were last assigned to it.
 #[derive(Debug, Default)]
 pub(super) struct Handover {
@@ -445,6 +454,19 @@ mod tests {
             );
             assert_eq!(found, awaited, "{committed:?} {moved} {flipped:?}");
         }
+    }
+
+    #[test]
+    fn who_has_told_its_position_waits_for_who_has_read_on() {
+        let (mine, other) = (Reader::random(), Reader::random());
+        let is_passed = |open, epoch| {
+            let group = committed(8, epoch).map(|known| Committed { open, ..known });
+            is_passed(group, Epoch(5), mine)
+        };
+        assert!(is_passed(Some(other), 5));
+        assert!(!is_passed(Some(other), 4), "on the old cluster");
+        assert!(!is_passed(Some(mine), 5));
+        assert!(!is_passed(None, 5), "told, or given up");
     }
 
     #[test]
