@@ -1,6 +1,8 @@
 //! The only unsafe code of the wrapper: what librdkafka offers and rust-rdkafka does not wrap.
 #![allow(unsafe_code)]
 
+mod lending;
+
 use std::ffi::{CStr, CString};
 use std::mem;
 use std::ptr::NonNull;
@@ -15,6 +17,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
+pub(crate) use self::lending::{Lender, Lent, Loans, Report, Topic};
 use crate::record::Header;
 
 /// Destroys a consumer without the close protocol: no final commit, no leave, no wait for a coordinator that may be

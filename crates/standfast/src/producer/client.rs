@@ -10,19 +10,19 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
 use super::partitioner::{Choice, choosing};
-use super::shared::{BURST, ProducerShared};
+use super::shared::{BURST, Done, ProducerShared};
 use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
 use crate::event::FleetEvent;
-use crate::ffi::SentHeaders;
+use crate::ffi::{self, Lender, Lent, Loans, Report, SentHeaders};
 use crate::reaper::{self, Retirement};
-use crate::record::{Delivery, Record, RecordId};
-use crate::warm::{self, Warmable};
+use crate::record::{Delivery, RecordId};
+use crate::warm::{self, MAX_TOPICS, Warmable};
 use crate::way_back::WayBack;
 
 /// One round of the poll thread; also what stopping it may take.
@@ -46,8 +46,10 @@ pub(super) enum Hand {
 }
 
 type Base = BaseProducer<ReportContext, Choice>;
+type Topic = ffi::Topic<ReportContext, Choice>;
 
 pub(super) struct ProducerClient {
+    topics: Mutex<Topics>,
     base: Arc<Base>,
     /// Topics whose partitions librdkafka knows, or has been told that there are none: true. Being asked for: false.
     known: Arc<Mutex<HashMap<String, bool>>>,
@@ -90,6 +92,7 @@ impl ProducerClient {
             })
             .map_err(|error| KafkaError::ClientCreation(format!("poll thread: {error}")))?;
         Ok(Self {
+            topics: Mutex::default(),
             base,
             known: Arc::default(),
             poll_thread: Mutex::new(Some(poll_thread)),
@@ -118,38 +121,35 @@ impl ProducerClient {
     }
 
     /// Hands a record to librdkafka; never blocks. `wish`: the partition that it had before. `Err`: it can never be sent.
-    pub(super) fn hand(&self, id: RecordId, record: &Record, wish: Option<i32>) -> Result<Hand> {
+    pub(super) fn hand(&self, id: RecordId, lent: &mut Lent, wish: Option<i32>) -> Result<Hand> {
         let choice = self.base.context().choice.rule();
+        let record = lent.record();
         let is_free = record.partition.is_none() && choice.is_free(record.key.as_deref());
         if is_free && !self.knows(&record.topic) {
             return Ok(Hand::Asking);
         }
-        let mut native =
-            BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, id.sequence as usize)
-                .headers(record.kafka_headers(id));
-        native.partition = record.partition;
-        native.key = record.key.as_deref();
-        native.payload = record.payload.as_deref();
-        native.timestamp = record.timestamp_ms;
-        // rust-rdkafka gives the record back, which is here already.
-        #[allow(clippy::result_large_err)]
-        let send = || self.base.send(native).map_err(|(error, _)| error);
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let topic = topics.get(&record.topic, &self.base);
+        let mut send = || topic.and_then(|topic| topic.send(lent, id, id.sequence as usize));
         let (sent, chosen) = match is_free {
             true => choosing(wish, send),
             false => (send(), None),
         };
         match sent {
             Ok(()) => Ok(Hand::Taken(chosen)),
-            Err(error) => match error.rdkafka_error_code() {
-                // A fatal client takes nothing more; its successor will.
-                Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Hand::Full),
-                _ => Err(Error::Refused {
-                    cluster: self.log.cluster.clone(),
-                    topic: record.topic.to_string(),
-                    reason: Box::new(error),
-                }),
-            },
+            // A fatal client takes nothing more; its successor will.
+            Err(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Hand::Full),
+            Err(code) => Err(Error::Refused {
+                cluster: self.log.cluster.clone(),
+                topic: lent.record().topic.to_string(),
+                reason: Box::new(KafkaError::MessageProduction(code)),
+            }),
         }
+    }
+
+    /// Lets a record go on without this client, which may still be reading it.
+    pub(super) fn leave_behind(&self, lent: &mut Lent) {
+        lent.leave_behind(self.base.context().loans());
     }
 
     /// Whether librdkafka knows the topic's partitions. If not they are asked for, and handing on goes on afterwards:
@@ -201,6 +201,38 @@ impl ProducerClient {
                 });
             }),
         );
+    }
+}
+
+/// A client's topics, to send to.
+#[derive(Default)]
+struct Topics {
+    /// The last one: nearly always the next one too.
+    present: Option<(Arc<str>, Topic)>,
+    /// At most [`MAX_TOPICS`]; with more, all are made anew.
+    others: HashMap<Arc<str>, Topic>,
+}
+
+impl Topics {
+    fn get(
+        &mut self,
+        name: &Arc<str>,
+        base: &Arc<Base>,
+    ) -> std::result::Result<&Topic, RDKafkaErrorCode> {
+        let is_present = matches!(&self.present, Some((present, _)) if present == name);
+        if !is_present {
+            let topic = match self.others.remove(name) {
+                Some(topic) => topic,
+                None => Topic::new(base, name)?,
+            };
+            if self.others.len() >= MAX_TOPICS {
+                self.others.clear();
+            }
+            let before = self.present.replace((Arc::clone(name), topic));
+            self.others.extend(before);
+        }
+        let present = self.present.as_ref().map(|(_, topic)| topic);
+        present.ok_or(RDKafkaErrorCode::UnknownTopic)
     }
 }
 
@@ -271,6 +303,13 @@ pub(super) struct ReportContext {
     pub(super) log: Arc<ClientLog>,
     /// Name of the last report's topic: one allocation for all its reports.
     topic: Mutex<Arc<str>>,
+    loans: Loans,
+}
+
+impl Lender for ReportContext {
+    fn loans(&self) -> &Loans {
+        &self.loans
+    }
 }
 
 impl ReportContext {
@@ -281,6 +320,7 @@ impl ReportContext {
             choice,
             log: Arc::new(log),
             topic: Mutex::default(),
+            loans: Loans::default(),
         }
     }
 
@@ -325,6 +365,7 @@ impl ProducerContext<Choice> for ReportContext {
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
+        let number = sequence;
         let sequence = sequence as u64;
         match report {
             Ok(message) => {
@@ -336,8 +377,11 @@ impl ProducerContext<Choice> for ReportContext {
                     cluster: self.log.cluster.clone(),
                     id: shared.id(sequence),
                 };
-                let headers = SentHeaders::take(message);
-                shared.delivered(self.generation(), sequence, Ok(delivery), headers);
+                let done = Done {
+                    report: Report::of(message, number),
+                    headers: SentHeaders::take(message),
+                };
+                shared.delivered(self.generation(), sequence, Ok(delivery), done);
             }
             Err((error, message)) => match error.rdkafka_error_code() {
                 // Not the record's fault: it stays in the log for the next client.
@@ -353,7 +397,11 @@ impl ProducerContext<Choice> for ReportContext {
                         topic: message.topic().to_owned(),
                         reason: Box::new(error.clone()),
                     };
-                    shared.delivered(self.generation(), sequence, Err(refused), None);
+                    let done = Done {
+                        report: Report::of(message, number),
+                        headers: None,
+                    };
+                    shared.delivered(self.generation(), sequence, Err(refused), done);
                 }
             },
         }

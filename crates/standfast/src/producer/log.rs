@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::client::{Hand, ProducerClient};
 use super::replay::{Limits, Place, Replay};
 use crate::error::{Error, Result};
+use crate::ffi::{Lent, Report};
 use crate::record::{Delivery, Record};
 use crate::warm::MAX_TOPICS;
 
@@ -21,7 +22,7 @@ pub(super) type Completion = oneshot::Sender<Result<Delivery>>;
 /// One record and the one who waits for it.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) record: Record,
+    record: Lent,
     completion: Completion,
     room: Room,
     /// Handed to a client at least once.
@@ -149,7 +150,7 @@ impl SendLog {
         }
         record.topic = Arc::clone(&self.last_topic);
         self.entries.push_back(Some(Entry {
-            record,
+            record: Lent::new(record),
             completion,
             room,
             was_handed: false,
@@ -188,10 +189,19 @@ impl SendLog {
     pub(super) fn cut_off(&mut self) -> Option<Arc<ProducerClient>> {
         self.generation = NO_GENERATION;
         (self.next, self.replayed) = (self.first, 0);
-        match std::mem::replace(&mut self.gate, Gate::Closed) {
-            Gate::Open(client) | Gate::Fenced(client) => Some(client),
-            Gate::Closed => None,
-        }
+        let client = match std::mem::replace(&mut self.gate, Gate::Closed) {
+            Gate::Open(client) | Gate::Fenced(client) => client,
+            Gate::Closed => return None,
+        };
+        let records = self
+            .entries
+            .iter_mut()
+            .flatten()
+            .map(|entry| &mut entry.record);
+        records
+            .chain(self.replay.waiting_records())
+            .for_each(|record| client.leave_behind(record));
+        Some(client)
     }
 
     /// Makes room for the client of `generation`: everything unresolved is to be handed to it.
@@ -205,7 +215,7 @@ impl SendLog {
     pub(super) fn hand_on(
         &mut self,
         limit: usize,
-        mut hand: impl FnMut(&ProducerClient, u64, &Record, Option<i32>) -> Result<Hand>,
+        mut hand: impl FnMut(&ProducerClient, u64, &mut Lent, Option<i32>) -> Result<Hand>,
     ) -> (Handed, Vec<(u64, Error)>) {
         let mut handed = Handed::default();
         let mut refused = Vec::new();
@@ -214,10 +224,8 @@ impl SendLog {
         };
         let client = Arc::clone(client);
         for _ in 0..limit {
-            let again = self.replay.waiting().range(self.replayed..).next();
-            if let Some((&sequence, waiting)) = again.filter(|(sequence, _)| **sequence < self.next)
-            {
-                match hand(&client, sequence, &waiting.record, None) {
+            if let Some((sequence, record)) = self.replay.next_waiting(self.replayed..self.next) {
+                match hand(&client, sequence, record, None) {
                     Ok(Hand::Taken(_)) => {
                         handed.resent += 1;
                         handed.replayed += 1;
@@ -232,7 +240,7 @@ impl SendLog {
                 return (handed, refused);
             };
             if let Some(entry) = slot {
-                match hand(&client, self.next, &entry.record, entry.chosen) {
+                match hand(&client, self.next, &mut entry.record, entry.chosen) {
                     Ok(Hand::Taken(chosen)) => {
                         entry.chosen = chosen.or(entry.chosen);
                         handed.resent += usize::from(entry.was_handed);
@@ -249,8 +257,13 @@ impl SendLog {
         (handed, refused)
     }
 
-    /// Ends a record; an acknowledged one is kept until a standby has it.
-    pub(super) fn resolve(&mut self, sequence: u64, result: Result<Delivery>) -> Resolved {
+    /// Ends a record; an acknowledged one is kept until a standby has it. `report`: the client's that it was handed to.
+    pub(super) fn resolve(
+        &mut self,
+        sequence: u64,
+        result: Result<Delivery>,
+        report: Option<Report>,
+    ) -> Resolved {
         let place = result.as_ref().ok().map(|delivery| Place {
             partition: delivery.partition,
             offset: delivery.offset,
@@ -262,15 +275,14 @@ impl SendLog {
             let Some(waiting) = self.replay.take_waiting(sequence) else {
                 return Resolved::Nothing;
             };
-            if let Some(place) = place {
-                self.replay
-                    .keep(sequence, waiting.record, place, waiting.room);
+            if let (Some(place), Some(record)) = (place, waiting.record.end(report)) {
+                self.replay.keep(sequence, record, place, waiting.room);
             }
             return Resolved::Replay;
         };
         self.unresolved -= 1;
-        let (record, replay_room) = entry.finish(result);
-        if let Some(place) = place {
+        let (record, replay_room) = entry.finish(result, report);
+        if let (Some(place), Some(record)) = (place, record) {
             self.replay.keep(sequence, record, place, replay_room);
         }
         while let Some(None) = self.entries.front() {
@@ -282,7 +294,7 @@ impl SendLog {
         Resolved::Send
     }
 
-    /// Ends every record with [`Error::Closed`].
+    /// Ends every record with [`Error::Closed`]. The client must have been cut off.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.first = self.end();
@@ -290,14 +302,18 @@ impl SendLog {
         self.unresolved = 0;
         self.replay.clear();
         for entry in self.entries.drain(..).flatten() {
-            entry.finish(Err(Error::Closed));
+            entry.finish(Err(Error::Closed), None);
         }
     }
 }
 
 impl Entry {
     /// The record, and its room in the replay buffer.
-    fn finish(self, result: Result<Delivery>) -> (Record, Option<OwnedSemaphorePermit>) {
+    fn finish(
+        self,
+        result: Result<Delivery>,
+        report: Option<Report>,
+    ) -> (Option<Record>, Option<OwnedSemaphorePermit>) {
         let Room {
             _records: records,
             _bytes: bytes,
@@ -307,6 +323,6 @@ impl Entry {
         drop((records, bytes));
         // Nobody waits: the send was dropped or timed out.
         let _ = self.completion.send(result);
-        (self.record, replay)
+        (self.record.end(report), replay)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::spent::{Spent, Waste};
+use crate::ffi::Lent;
 use crate::record::Record;
 use crate::target::Bound;
 
@@ -72,7 +74,7 @@ impl Kept {
 /// A record that is to be sent again, to the partition that it had.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) record: Record,
+    pub(super) record: Lent,
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
@@ -164,6 +166,17 @@ impl Replay {
 
     pub(super) fn waiting(&self) -> &BTreeMap<u64, Waiting> {
         &self.waiting
+    }
+
+    /// The first one with a sequence in `range`.
+    pub(super) fn next_waiting(&mut self, range: Range<u64>) -> Option<(u64, &mut Lent)> {
+        let from = (range.start < range.end).then_some(range)?;
+        let (sequence, waiting) = self.waiting.range_mut(from).next()?;
+        Some((*sequence, &mut waiting.record))
+    }
+
+    pub(super) fn waiting_records(&mut self) -> impl Iterator<Item = &mut Lent> {
+        self.waiting.values_mut().map(|waiting| &mut waiting.record)
     }
 
     /// Takes out a record that the new cluster has answered for.
@@ -354,7 +367,7 @@ impl Replay {
                     self.stock.take_out(&kept);
                     kept.record.partition = Some(number);
                     let waiting = Waiting {
-                        record: kept.record,
+                        record: Lent::new(kept.record),
                         room: kept.room,
                     };
                     self.waiting.insert(kept.sequence, waiting);

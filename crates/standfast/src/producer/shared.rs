@@ -14,7 +14,7 @@ use super::{DeliveryFuture, Overflow};
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, FleetEvent};
-use crate::ffi::SentHeaders;
+use crate::ffi::{Report, SentHeaders};
 use crate::fleet::FleetShared;
 use crate::record::{Delivery, Record, RecordId};
 use crate::stats::add;
@@ -47,6 +47,13 @@ pub(crate) struct ProducerShared {
     pub(super) flushers: AtomicUsize,
     /// The last generation that reported a fatal error, and the error.
     pub(super) broken: watch::Sender<(u64, String)>,
+}
+
+/// What a client gives back with its report on a record.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) report: Report,
+    pub(super) headers: Option<SentHeaders>,
 }
 
 impl ProducerShared {
@@ -131,7 +138,7 @@ impl ProducerShared {
         add(&self.fleet.counters.records_resent, handed.resent);
         add(&self.fleet.counters.records_replayed, handed.replayed);
         for (sequence, error) in refused {
-            self.resolve_locked(log, sequence, Err(error));
+            self.resolve_locked(log, sequence, Err(error), None);
         }
         handed
     }
@@ -141,10 +148,11 @@ impl ProducerShared {
         log: &mut SendLog,
         sequence: u64,
         result: Result<Delivery>,
+        report: Option<Report>,
     ) {
         let counters = &self.fleet.counters;
         let refusal = result.as_ref().err().map(ToString::to_string);
-        let counter = match (log.resolve(sequence, result), refusal) {
+        let counter = match (log.resolve(sequence, result, report), refusal) {
             (Resolved::Nothing, _) => return,
             (Resolved::Send, None) => Some(&counters.records_acknowledged),
             (Resolved::Send, Some(_)) => Some(&counters.records_refused),
@@ -237,7 +245,7 @@ impl ProducerShared {
         generation: u64,
         sequence: u64,
         result: Result<Delivery>,
-        headers: Option<SentHeaders>,
+        done: Done,
     ) {
         let mut log = self.lock();
         if log.generation() != generation {
@@ -246,9 +254,9 @@ impl ProducerShared {
             }
             return;
         }
-        self.resolve_locked(&mut log, sequence, result);
+        self.resolve_locked(&mut log, sequence, result, Some(done.report));
         self.hand_on_locked(&mut log, BURST);
-        if let Some(headers) = headers {
+        if let Some(headers) = done.headers {
             log.replay.spent().push_headers(headers);
         }
         let surplus = log.replay.take_surplus();
@@ -330,8 +338,9 @@ impl ProducerShared {
                 .counters
                 .records_unresolved
                 .fetch_sub(unresolved, Relaxed);
+            let old = log.cut_off();
             log.close();
-            log.cut_off()
+            old
         };
         self.keep_house();
         self.resolved.notify_waiters();

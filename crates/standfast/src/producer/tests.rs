@@ -83,8 +83,8 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     log.install(1);
     log.gate = Gate::Open(client());
     assert_eq!(hand_all(&mut log), (vec![0, 1, 2, 3, 4], 0));
-    assert_eq!(log.resolve(0, Ok(delivery(0))), Resolved::Send);
-    assert_eq!(log.resolve(2, Ok(delivery(2))), Resolved::Send);
+    assert_eq!(log.resolve(0, Ok(delivery(0)), None), Resolved::Send);
+    assert_eq!(log.resolve(2, Ok(delivery(2)), None), Resolved::Send);
     assert!(answers[0].try_recv().expect("answered").is_ok());
 
     let old = log.cut_off().expect("the old client");
@@ -93,11 +93,11 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     log.install(2);
     log.gate = Gate::Open(old);
     assert_eq!(hand_all(&mut log), (vec![1, 3, 4, 5], 3));
-    let again = log.resolve(0, Ok(delivery(0)));
+    let again = log.resolve(0, Ok(delivery(0)), None);
     assert_eq!(again, Resolved::Nothing, "resolved long ago");
     for sequence in [5, 4, 3, 1] {
         assert_eq!(
-            log.resolve(sequence, Ok(delivery(sequence))),
+            log.resolve(sequence, Ok(delivery(sequence)), None),
             Resolved::Send
         );
     }
@@ -156,7 +156,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     hand_all(&mut log);
     // 4 is still unacknowledged, as is all from 6 on.
     for sequence in [0, 1, 2, 3, 5] {
-        log.resolve(sequence, Ok(delivery(sequence)));
+        log.resolve(sequence, Ok(delivery(sequence)), None);
     }
     assert_eq!(log.replay.held().0, 5);
     let old = log.cut_off().expect("client");
@@ -166,7 +166,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     assert_eq!((again, log.unresolved(), log.first_unresolved()), (2, 5, 3));
     log.gate = Gate::Open(old);
     assert_eq!(hand_all(&mut log), (vec![3, 4, 5, 6, 7], 5));
-    assert_eq!(log.resolve(3, Ok(delivery(3))), Resolved::Replay);
+    assert_eq!(log.resolve(3, Ok(delivery(3)), None), Resolved::Replay);
     assert_eq!((log.first_unresolved(), log.replay.held().0), (4, 1));
     // A second flip before the rest is answered.
     let old = log.cut_off().expect("client");
@@ -176,7 +176,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     assert_eq!(hand_all(&mut log).0, [4, 5, 6, 7]);
     for sequence in 4..8 {
         assert_ne!(
-            log.resolve(sequence, Ok(delivery(sequence))),
+            log.resolve(sequence, Ok(delivery(sequence)), None),
             Resolved::Nothing
         );
     }
