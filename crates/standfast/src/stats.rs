@@ -1,5 +1,6 @@
 //! Counters as a plain snapshot.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! counters {
@@ -9,6 +10,8 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)+
+            /// Records that wait for an acknowledgement now.
+            pub records_unresolved: u64,
             /// Old clients that are being taken down in the background, in the whole process.
             pub clients_retiring: u64,
             /// Old clients that could not be taken down because the list of them was full; their threads stay.
@@ -20,17 +23,30 @@ macro_rules! counters {
 
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
-            $(pub(crate) $name: AtomicU64,)+
+            $(pub(crate) $name: Counter,)+
+            /// Acknowledged records that began to wait once more, in a flip.
+            pub(crate) waits_begun_again: Counter,
+            /// Waits that ended otherwise than in the answer to a send: those, and what a closed producer gave up.
+            pub(crate) waits_ended: Counter,
         }
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
                 Stats {
                     $($name: self.$name.load(Relaxed),)+
+                    records_unresolved: self.unresolved(),
                     clients_retiring: crate::reaper::retiring(),
                     clients_abandoned: crate::reaper::abandoned(),
                     credentials_expire_in_seconds: None,
                 }
+            }
+
+            /// Made of what is counted anyway: one number that sends and answers both change would cost each record more.
+            fn unresolved(&self) -> u64 {
+                let sum = |counters: &[&Counter]| counters.iter().map(|c| c.load(Relaxed)).sum::<u64>();
+                let (acknowledged, refused) = (&self.records_acknowledged, &self.records_refused);
+                let ended = sum(&[acknowledged, refused, &self.waits_ended]);
+                sum(&[&self.records_sent, &self.waits_begun_again]).saturating_sub(ended)
             }
         }
     };
@@ -59,8 +75,6 @@ counters! {
     records_unprotected,
     /// Acknowledgements that came from a cluster after it had ceased to be the active one; they do not count.
     late_acknowledgements,
-    /// Records that wait for an acknowledgement now.
-    records_unresolved,
     /// Transactions committed.
     transactions_committed,
     /// Transactions aborted that had something in them, also by the application.
@@ -97,6 +111,19 @@ counters! {
     leases_lost,
     /// Clients refused because their brokers belong to another cluster.
     wrong_cluster,
+}
+
+/// Has a cache line of its own, so that threads that count different things do not wait for each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Counter(AtomicU64);
+
+impl Deref for Counter {
+    type Target = AtomicU64;
+
+    fn deref(&self) -> &AtomicU64 {
+        &self.0
+    }
 }
 
 pub(crate) fn add(counter: &AtomicU64, n: usize) {

@@ -12,6 +12,7 @@ use super::driver::Driver;
 use super::log::SendLog;
 use super::partitioner::{Partitioner, Rule};
 use super::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Limits, Overflow};
+use super::room::Room;
 use super::{FailoverProducer, ProducerShared};
 use crate::client_config::{self, Properties, Role};
 use crate::error::Result;
@@ -142,9 +143,8 @@ impl ProducerBuilder {
             replay_limit: replay_bytes,
             overflow: self.replay.overflow,
             kept: Mutex::new((0, 0)),
-            records: Arc::new(Semaphore::new(records)),
-            bytes: Arc::new(Semaphore::new(bytes)),
-            byte_limit: bytes,
+            room: Room::new(records, bytes),
+            clusters: Arc::default(),
             epoch: AtomicU64::new(0),
             generations: AtomicU64::new(0),
             resolved: Notify::new(),

@@ -13,6 +13,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
+use super::delivery::{Ack, ClusterNumber};
 use super::partitioner::{Choice, choosing};
 use super::shared::{BURST, Done, ProducerShared};
 use crate::client_config::BOOTSTRAP_SERVERS;
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::event::FleetEvent;
 use crate::ffi::{self, Lender, Lent, Loans, Report, SentHeaders};
 use crate::reaper::{self, Retirement};
-use crate::record::{Delivery, RecordId};
+use crate::record::RecordId;
 use crate::warm::{self, MAX_TOPICS, Warmable};
 use crate::way_back::WayBack;
 
@@ -301,8 +302,7 @@ pub(super) struct ReportContext {
     pub(super) generation: Arc<AtomicU64>,
     pub(super) choice: Choice,
     pub(super) log: Arc<ClientLog>,
-    /// Name of the last report's topic: one allocation for all its reports.
-    topic: Mutex<Arc<str>>,
+    cluster: ClusterNumber,
     loans: Loans,
 }
 
@@ -313,23 +313,20 @@ impl Lender for ReportContext {
 }
 
 impl ReportContext {
-    pub(super) fn new(shared: Weak<ProducerShared>, choice: Choice, log: ClientLog) -> Self {
+    pub(super) fn new(
+        shared: Weak<ProducerShared>,
+        choice: Choice,
+        cluster: ClusterNumber,
+        log: ClientLog,
+    ) -> Self {
         Self {
             shared,
             generation: Arc::default(),
             choice,
             log: Arc::new(log),
-            topic: Mutex::default(),
+            cluster,
             loans: Loans::default(),
         }
-    }
-
-    fn topic(&self, name: &str) -> Arc<str> {
-        let mut last = self.topic.lock().unwrap_or_else(PoisonError::into_inner);
-        if **last != *name {
-            *last = Arc::from(name);
-        }
-        Arc::clone(&last)
     }
 
     fn generation(&self) -> u64 {
@@ -369,19 +366,17 @@ impl ProducerContext<Choice> for ReportContext {
         let sequence = sequence as u64;
         match report {
             Ok(message) => {
-                let delivery = Delivery {
-                    topic: self.topic(message.topic()),
+                let ack = Ack {
                     partition: message.partition(),
                     offset: message.offset(),
                     epoch: shared.epoch(),
-                    cluster: self.log.cluster.clone(),
-                    id: shared.id(sequence),
+                    cluster: self.cluster,
                 };
                 let done = Done {
                     report: Report::of(message, number),
                     headers: SentHeaders::take(message),
                 };
-                shared.delivered(self.generation(), sequence, Ok(delivery), done);
+                shared.delivered(self.generation(), sequence, Ok(ack), done);
             }
             Err((error, message)) => match error.rdkafka_error_code() {
                 // Not the record's fault: it stays in the log for the next client.

@@ -267,7 +267,7 @@ impl Driver {
             };
             replayed
         };
-        add(&self.shared.fleet.counters.records_unresolved, replayed);
+        add(&self.shared.fleet.counters.waits_begun_again, replayed);
         self.shared.keep_house();
         let after = target.since.elapsed();
         tracing::info!(
@@ -366,6 +366,7 @@ fn make(shared: &Arc<ProducerShared>, target: &Target) -> Result<ProducerClient,
     let context = ReportContext::new(
         Arc::downgrade(shared),
         Choice::new(shared.rule.clone()),
+        shared.clusters.number(&target.cluster),
         ClientLog::new(shared.name.clone(), target.cluster.clone()),
     );
     ProducerClient::new(&config, context).map_err(|error| Error::Configuration {

@@ -7,36 +7,34 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Hand, ProducerClient};
+use super::delivery::{Ack, Completion};
 use super::replay::{Limits, Place, Replay};
+use super::room::Vacated;
 use crate::error::{Error, Result};
 use crate::ffi::{Lent, Report};
-use crate::record::{Delivery, Record};
+use crate::record::Record;
 use crate::warm::MAX_TOPICS;
-
-/// Answers a send.
-pub(super) type Completion = oneshot::Sender<Result<Delivery>>;
 
 /// One record and the one who waits for it.
 #[derive(Debug)]
 pub(super) struct Entry {
     record: Lent,
     completion: Completion,
-    room: Room,
+    room: Taken,
     /// Handed to a client at least once.
     was_handed: bool,
     /// The partition that was chosen for it then, if it has no key to choose by.
     chosen: Option<i32>,
 }
 
-/// Room in the producer's buffers.
+/// The room that a record takes in the producer's buffers.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Taken {
     /// Given back with the acknowledgement.
-    pub(super) _records: OwnedSemaphorePermit,
-    pub(super) _bytes: OwnedSemaphorePermit,
+    pub(super) bytes: u32,
     /// In the replay buffer, if records must not go unprotected: given back when the record is safe.
     pub(super) replay: Option<OwnedSemaphorePermit>,
 }
@@ -76,6 +74,8 @@ pub(super) struct SendLog {
     generation: u64,
     pub(super) gate: Gate,
     pub(super) closed: bool,
+    /// Room of resolved records.
+    pub(super) vacated: Vacated,
     unresolved: usize,
     pub(super) replay: Replay,
     /// Topics that were sent to, of which standby clients keep the metadata; at most [`MAX_TOPICS`].
@@ -128,6 +128,7 @@ impl SendLog {
             generation: NO_GENERATION,
             gate: Gate::Closed,
             closed: false,
+            vacated: Vacated::default(),
             unresolved: 0,
             replay: Replay::new(limits),
             topics: BTreeSet::new(),
@@ -136,8 +137,13 @@ impl SendLog {
         }
     }
 
-    /// Appends a record; its sequence.
-    pub(super) fn push(&mut self, mut record: Record, completion: Completion, room: Room) -> u64 {
+    /// Appends a record; its sequence and its topic's name.
+    pub(super) fn push(
+        &mut self,
+        mut record: Record,
+        completion: Completion,
+        room: Taken,
+    ) -> (u64, Arc<str>) {
         let sequence = self.end();
         if record.topic != self.last_topic {
             self.last_topic = match self.topics.get(&record.topic) {
@@ -148,7 +154,9 @@ impl SendLog {
                 self.topics.insert(Arc::clone(&self.last_topic));
             }
         }
-        record.topic = Arc::clone(&self.last_topic);
+        if !Arc::ptr_eq(&record.topic, &self.last_topic) {
+            record.topic = Arc::clone(&self.last_topic);
+        }
         self.entries.push_back(Some(Entry {
             record: Lent::new(record),
             completion,
@@ -157,7 +165,7 @@ impl SendLog {
             chosen: None,
         }));
         self.unresolved += 1;
-        sequence
+        (sequence, Arc::clone(&self.last_topic))
     }
 
     /// Sequence of the next record to be pushed.
@@ -261,13 +269,13 @@ impl SendLog {
     pub(super) fn resolve(
         &mut self,
         sequence: u64,
-        result: Result<Delivery>,
+        result: Result<Ack>,
         report: Option<Report>,
     ) -> Resolved {
-        let place = result.as_ref().ok().map(|delivery| Place {
-            partition: delivery.partition,
-            offset: delivery.offset,
-            epoch: delivery.epoch,
+        let place = result.as_ref().ok().map(|ack| Place {
+            partition: ack.partition,
+            offset: ack.offset,
+            epoch: ack.epoch,
         });
         let index = sequence.checked_sub(self.first);
         let slot = index.and_then(|index| self.entries.get_mut(index as usize));
@@ -281,7 +289,7 @@ impl SendLog {
             return Resolved::Replay;
         };
         self.unresolved -= 1;
-        let (record, replay_room) = entry.finish(result, report);
+        let (record, replay_room) = entry.finish(result, report, &mut self.vacated);
         if let (Some(place), Some(record)) = (place, record) {
             self.replay.keep(sequence, record, place, replay_room);
         }
@@ -302,7 +310,7 @@ impl SendLog {
         self.unresolved = 0;
         self.replay.clear();
         for entry in self.entries.drain(..).flatten() {
-            entry.finish(Err(Error::Closed), None);
+            entry.finish(Err(Error::Closed), None, &mut self.vacated);
         }
     }
 }
@@ -311,18 +319,13 @@ impl Entry {
     /// The record, and its room in the replay buffer.
     fn finish(
         self,
-        result: Result<Delivery>,
+        result: Result<Ack>,
         report: Option<Report>,
+        vacated: &mut Vacated,
     ) -> (Option<Record>, Option<OwnedSemaphorePermit>) {
-        let Room {
-            _records: records,
-            _bytes: bytes,
-            replay,
-        } = self.room;
-        // Room first: who waits for the answer may send at once.
-        drop((records, bytes));
+        vacated.add(self.room.bytes);
         // Nobody waits: the send was dropped or timed out.
-        let _ = self.completion.send(result);
-        (self.record.end(report), replay)
+        let _ = self.completion.send(result.map_err(Box::new));
+        (self.record.end(report), self.room.replay)
     }
 }

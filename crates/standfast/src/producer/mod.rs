@@ -2,30 +2,30 @@
 
 mod builder;
 mod client;
+mod delivery;
 mod driver;
 mod log;
 pub(crate) mod partitioner;
 mod replay;
+mod room;
 mod shared;
 mod spent;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{TryAcquireError, oneshot};
+use tokio::sync::TryAcquireError;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 pub use self::builder::{DEFAULT_BUFFER_BYTES, DEFAULT_BUFFER_RECORDS, ProducerBuilder};
-use self::log::Room;
+pub use self::delivery::DeliveryFuture;
+use self::log::Taken;
 pub use self::partitioner::Partitioner;
 pub use self::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Overflow};
 pub(crate) use self::shared::ProducerShared;
 use crate::error::{Error, Result};
-use crate::record::{Delivery, Record, RecordId};
+use crate::record::{Delivery, Record};
 
 /// A producer that follows the active cluster. Cheap to clone; closed with the last clone.
 ///
@@ -103,20 +103,8 @@ impl FailoverProducer {
             (Some(_), _) => self.shared.replay_room(bytes)?,
             (None, _) => None,
         };
-        let count = Arc::clone(&self.shared.records)
-            .acquire_owned()
-            .await
-            .map_err(closed)?;
-        let room = Arc::clone(&self.shared.bytes)
-            .acquire_many_owned(bytes)
-            .await
-            .map_err(closed)?;
-        let room = Room {
-            _records: count,
-            _bytes: room,
-            replay,
-        };
-        self.shared.admit(record, room)
+        self.shared.take_room(bytes).await?;
+        self.shared.admit(record, Taken { bytes, replay })
     }
 
     /// Puts a record into the buffer if there is room.
@@ -126,24 +114,15 @@ impl FailoverProducer {
     pub fn try_send(&self, record: Record) -> Result<DeliveryFuture> {
         let bytes = self.shared.permits_for(&record)?;
         let replay = self.shared.replay_room(bytes)?;
-        let refused = |error| match error {
-            TryAcquireError::Closed => Error::Closed,
-            TryAcquireError::NoPermits => Error::BufferFull {
-                unresolved: self.unresolved(),
-            },
-        };
-        let count = Arc::clone(&self.shared.records)
-            .try_acquire_owned()
-            .map_err(refused)?;
-        let room = Arc::clone(&self.shared.bytes)
-            .try_acquire_many_owned(bytes)
-            .map_err(refused)?;
-        let room = Room {
-            _records: count,
-            _bytes: room,
-            replay,
-        };
-        self.shared.admit(record, room)
+        self.shared
+            .try_take_room(bytes)
+            .map_err(|error| match error {
+                TryAcquireError::Closed => Error::Closed,
+                TryAcquireError::NoPermits => Error::BufferFull {
+                    unresolved: self.unresolved(),
+                },
+            })?;
+        self.shared.admit(record, Taken { bytes, replay })
     }
 
     /// Waits until every record given so far is acknowledged or refused.
@@ -172,30 +151,6 @@ impl FailoverProducer {
     /// The id of this producer instance: the first half of its records' [`RecordId`]s.
     pub fn instance(&self) -> Uuid {
         self.shared.instance
-    }
-}
-
-/// The acknowledgement of a record, to come. Dropping it does not take the record back.
-#[derive(Debug)]
-pub struct DeliveryFuture {
-    answer: oneshot::Receiver<Result<Delivery>>,
-    id: RecordId,
-}
-
-impl DeliveryFuture {
-    /// The record's id.
-    pub fn id(&self) -> RecordId {
-        self.id
-    }
-}
-
-impl Future for DeliveryFuture {
-    type Output = Result<Delivery>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer)
-            .poll(cx)
-            .map(|answer| answer.unwrap_or(Err(Error::Closed)))
     }
 }
 

@@ -8,15 +8,17 @@ use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 use uuid::Uuid;
 
-use super::log::{Gate, Handed, Resolved, Room, SendLog};
+use super::Overflow;
+use super::delivery::{Ack, Clusters, DeliveryFuture};
+use super::log::{Gate, Handed, Resolved, SendLog, Taken};
 use super::partitioner::Rule;
-use super::{DeliveryFuture, Overflow};
+use super::room::Room;
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, FleetEvent};
 use crate::ffi::{Report, SentHeaders};
 use crate::fleet::FleetShared;
-use crate::record::{Delivery, Record, RecordId};
+use crate::record::{Record, RecordId};
 use crate::stats::add;
 
 /// Records handed to librdkafka per hold of the lock by a send or a delivery report.
@@ -32,9 +34,8 @@ pub(crate) struct ProducerShared {
     pub(super) rule: Rule,
     /// Admission, handing on and the swap of clients must see the same order: one lock, never held across an await.
     pub(super) log: Mutex<SendLog>,
-    pub(super) records: Arc<Semaphore>,
-    pub(super) bytes: Arc<Semaphore>,
-    pub(super) byte_limit: usize,
+    pub(super) room: Room,
+    pub(super) clusters: Arc<Clusters>,
     /// Room in the replay buffer, if none may go unprotected.
     pub(super) replay: Option<Arc<Semaphore>>,
     pub(super) replay_limit: usize,
@@ -83,8 +84,8 @@ impl ProducerShared {
     pub(super) fn permits_for(&self, record: &Record) -> Result<u32> {
         let bytes = record.size();
         let limit = match &self.replay {
-            Some(_) => self.byte_limit.min(self.replay_limit),
-            None => self.byte_limit,
+            Some(_) => self.room.byte_limit().min(self.replay_limit),
+            None => self.room.byte_limit(),
         };
         match u32::try_from(bytes) {
             Ok(permits) if bytes <= limit => Ok(permits),
@@ -107,24 +108,35 @@ impl ProducerShared {
         }
     }
 
-    pub(super) fn admit(&self, mut record: Record, room: Room) -> Result<DeliveryFuture> {
+    /// Waits for room for a record, in the order of the calls.
+    pub(super) async fn take_room(&self, bytes: u32) -> Result<()> {
+        let taken = self.room.take(bytes, || self.reclaim());
+        taken.await.ok_or(Error::Closed)
+    }
+
+    pub(super) fn try_take_room(&self, bytes: u32) -> std::result::Result<(), TryAcquireError> {
+        self.room.try_take(bytes, || self.reclaim())
+    }
+
+    fn reclaim(&self) {
+        self.room.give_back_all(&mut self.lock().vacated);
+    }
+
+    pub(super) fn admit(&self, mut record: Record, room: Taken) -> Result<DeliveryFuture> {
         record.stamp_now();
         let (completion, answer) = oneshot::channel();
         let mut log = self.lock();
         if log.closed {
             return Err(Error::Closed);
         }
-        let sequence = log.push(record, completion, room);
+        let (sequence, topic) = log.push(record, completion, room);
         add(&self.fleet.counters.records_sent, 1);
-        add(&self.fleet.counters.records_unresolved, 1);
         self.hand_on_locked(&mut log, BURST);
         let spent = log.replay.spent().pop();
         drop(log);
         drop(spent);
-        Ok(DeliveryFuture {
-            answer,
-            id: self.id(sequence),
-        })
+        let (id, clusters) = (self.id(sequence), Arc::clone(&self.clusters));
+        Ok(DeliveryFuture::new(answer, id, topic, clusters))
     }
 
     pub(super) fn hand_on(&self, limit: usize) -> Handed {
@@ -147,28 +159,28 @@ impl ProducerShared {
         &self,
         log: &mut SendLog,
         sequence: u64,
-        result: Result<Delivery>,
+        result: Result<Ack>,
         report: Option<Report>,
     ) {
         let counters = &self.fleet.counters;
         let refusal = result.as_ref().err().map(ToString::to_string);
-        let counter = match (log.resolve(sequence, result, report), refusal) {
+        let resolved = log.resolve(sequence, result, report);
+        self.room.give_back(&mut log.vacated);
+        let counter = match (resolved, refusal) {
             (Resolved::Nothing, _) => return,
-            (Resolved::Send, None) => Some(&counters.records_acknowledged),
-            (Resolved::Send, Some(_)) => Some(&counters.records_refused),
-            (Resolved::Replay, None) => None,
+            (Resolved::Send, None) => &counters.records_acknowledged,
+            (Resolved::Send, Some(_)) => &counters.records_refused,
+            (Resolved::Replay, None) => &counters.waits_ended,
             (Resolved::Replay, Some(reason)) => {
                 tracing::error!(
                     client = self.name.as_str(), id = %self.id(sequence), reason,
                     "a record that the lost cluster had acknowledged is refused by the active one"
                 );
-                Some(&counters.replays_refused)
+                add(&counters.replays_refused, 1);
+                &counters.waits_ended
             }
         };
-        if let Some(counter) = counter {
-            add(counter, 1);
-        }
-        counters.records_unresolved.fetch_sub(1, Relaxed);
+        add(counter, 1);
         if self.flushers.load(Relaxed) > 0 {
             self.resolved.notify_waiters();
         }
@@ -244,7 +256,7 @@ impl ProducerShared {
         &self,
         generation: u64,
         sequence: u64,
-        result: Result<Delivery>,
+        result: Result<Ack>,
         done: Done,
     ) {
         let mut log = self.lock();
@@ -326,18 +338,14 @@ impl ProducerShared {
     }
 
     pub(super) fn close(&self) {
-        self.records.close();
-        self.bytes.close();
+        self.room.close();
         if let Some(replay) = &self.replay {
             replay.close();
         }
         let old = {
             let mut log = self.lock();
-            let unresolved = log.unresolved() as u64;
-            self.fleet
-                .counters
-                .records_unresolved
-                .fetch_sub(unresolved, Relaxed);
+            let unresolved = log.unresolved();
+            add(&self.fleet.counters.waits_ended, unresolved);
             let old = log.cut_off();
             log.close();
             old

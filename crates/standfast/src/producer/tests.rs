@@ -4,12 +4,14 @@ use std::time::Instant;
 
 use rdkafka::ClientConfig;
 use standfast_discovery::{ClusterName, Epoch};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
 use super::client::{Hand, ProducerClient, ReportContext};
+use super::delivery::{Ack, ClusterNumber};
 use super::log::{Gate, Resolved, SendLog};
 use super::partitioner::{Choice, Rule};
 use super::replay::Limits;
+use super::room::Room;
 use super::*;
 use crate::client_config::Properties;
 use crate::client_log::ClientLog;
@@ -22,6 +24,8 @@ const LIMITS: Limits = Limits {
     overflow: Overflow::Unprotected,
 };
 
+type Answer = oneshot::Receiver<std::result::Result<Ack, Box<Error>>>;
+
 /// A client that never connects: the log only needs something to hand records to.
 fn client() -> Arc<ProducerClient> {
     let mut config = ClientConfig::new();
@@ -31,21 +35,25 @@ fn client() -> Arc<ProducerClient> {
         ClusterName::new("west").expect("name"),
     );
     let choice = Choice::new(Rule::of(None, &Properties::new()).expect("rule"));
-    let context = ReportContext::new(std::sync::Weak::new(), choice, log);
+    let context = ReportContext::new(
+        std::sync::Weak::new(),
+        choice,
+        ClusterNumber::default(),
+        log,
+    );
     let client = ProducerClient::new(&config, context).expect("client");
     client.adopt(1);
     Arc::new(client)
 }
 
-fn push(log: &mut SendLog, room: &Arc<Semaphore>) -> oneshot::Receiver<Result<Delivery>> {
+fn push(log: &mut SendLog, room: &Room) -> Answer {
     let (completion, answer) = oneshot::channel();
-    let permit = || Arc::clone(room).try_acquire_owned().expect("room");
-    let room = Room {
-        _records: permit(),
-        _bytes: permit(),
+    assert!(room.try_take(1, || ()).is_ok());
+    let taken = Taken {
+        bytes: 1,
         replay: None,
     };
-    log.push(Record::to("t"), completion, room);
+    log.push(Record::to("t"), completion, taken);
     answer
 }
 
@@ -59,23 +67,18 @@ fn hand_all(log: &mut SendLog) -> (Vec<u64>, usize) {
     (seen, handed.resent)
 }
 
-fn delivery(sequence: u64) -> Delivery {
-    Delivery {
-        topic: "t".into(),
+fn ack(sequence: u64) -> Ack {
+    Ack {
         partition: 0,
         offset: sequence as i64,
         epoch: Epoch(1),
-        cluster: ClusterName::new("west").expect("name"),
-        id: RecordId {
-            producer: Uuid::nil(),
-            sequence,
-        },
+        cluster: ClusterNumber::default(),
     }
 }
 
 #[test]
 fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
-    let room = Arc::new(Semaphore::new(100));
+    let room = Room::new(100, 100);
     let mut log = SendLog::new(LIMITS);
     let mut answers: Vec<_> = (0..5).map(|_| push(&mut log, &room)).collect();
     assert_eq!(hand_all(&mut log).0, [0_u64; 0], "the gate is closed");
@@ -83,8 +86,8 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     log.install(1);
     log.gate = Gate::Open(client());
     assert_eq!(hand_all(&mut log), (vec![0, 1, 2, 3, 4], 0));
-    assert_eq!(log.resolve(0, Ok(delivery(0)), None), Resolved::Send);
-    assert_eq!(log.resolve(2, Ok(delivery(2)), None), Resolved::Send);
+    assert_eq!(log.resolve(0, Ok(ack(0)), None), Resolved::Send);
+    assert_eq!(log.resolve(2, Ok(ack(2)), None), Resolved::Send);
     assert!(answers[0].try_recv().expect("answered").is_ok());
 
     let old = log.cut_off().expect("the old client");
@@ -93,11 +96,11 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
     log.install(2);
     log.gate = Gate::Open(old);
     assert_eq!(hand_all(&mut log), (vec![1, 3, 4, 5], 3));
-    let again = log.resolve(0, Ok(delivery(0)), None);
+    let again = log.resolve(0, Ok(ack(0)), None);
     assert_eq!(again, Resolved::Nothing, "resolved long ago");
     for sequence in [5, 4, 3, 1] {
         assert_eq!(
-            log.resolve(sequence, Ok(delivery(sequence)), None),
+            log.resolve(sequence, Ok(ack(sequence)), None),
             Resolved::Send
         );
     }
@@ -105,12 +108,13 @@ fn a_flip_resends_what_is_unresolved_in_order_and_ahead_of_new_records() {
         (log.unresolved(), log.first_unresolved(), log.end()),
         (0, 6, 6)
     );
-    assert_eq!(room.available_permits(), 100, "room is given back");
+    room.give_back_all(&mut log.vacated);
+    assert!(room.try_take(100, || ()).is_ok(), "room is given back");
 }
 
 #[test]
 fn a_full_client_and_a_fence_hold_records_in_order() {
-    let room = Arc::new(Semaphore::new(100));
+    let room = Room::new(100, 100);
     let mut log = SendLog::new(LIMITS);
     let _answers: Vec<_> = (0..4).map(|_| push(&mut log, &room)).collect();
     log.install(1);
@@ -136,17 +140,18 @@ fn a_full_client_and_a_fence_hold_records_in_order() {
 
 #[test]
 fn closing_answers_everybody() {
-    let room = Arc::new(Semaphore::new(100));
+    let room = Room::new(100, 100);
     let mut log = SendLog::new(LIMITS);
     let mut answer = push(&mut log, &room);
     log.close();
-    assert!(matches!(answer.try_recv(), Ok(Err(Error::Closed))));
+    let answer = answer.try_recv().expect("answered");
+    assert!(matches!(*answer.expect_err("no client"), Error::Closed));
     assert_eq!(log.unresolved(), 0);
 }
 
 #[test]
 fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
-    let room = Arc::new(Semaphore::new(100));
+    let room = Room::new(100, 100);
     let mut log = SendLog::new(LIMITS);
     let east = ClusterName::new("east").expect("name");
     log.replay.set_standbys(vec![east.clone()], Instant::now());
@@ -156,7 +161,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     hand_all(&mut log);
     // 4 is still unacknowledged, as is all from 6 on.
     for sequence in [0, 1, 2, 3, 5] {
-        log.resolve(sequence, Ok(delivery(sequence)), None);
+        log.resolve(sequence, Ok(ack(sequence)), None);
     }
     assert_eq!(log.replay.held().0, 5);
     let old = log.cut_off().expect("client");
@@ -166,7 +171,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     assert_eq!((again, log.unresolved(), log.first_unresolved()), (2, 5, 3));
     log.gate = Gate::Open(old);
     assert_eq!(hand_all(&mut log), (vec![3, 4, 5, 6, 7], 5));
-    assert_eq!(log.resolve(3, Ok(delivery(3)), None), Resolved::Replay);
+    assert_eq!(log.resolve(3, Ok(ack(3)), None), Resolved::Replay);
     assert_eq!((log.first_unresolved(), log.replay.held().0), (4, 1));
     // A second flip before the rest is answered.
     let old = log.cut_off().expect("client");
@@ -176,7 +181,7 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
     assert_eq!(hand_all(&mut log).0, [4, 5, 6, 7]);
     for sequence in 4..8 {
         assert_ne!(
-            log.resolve(sequence, Ok(delivery(sequence)), None),
+            log.resolve(sequence, Ok(ack(sequence)), None),
             Resolved::Nothing
         );
     }
