@@ -1,6 +1,7 @@
 //! The only unsafe code of the wrapper: what librdkafka offers and rust-rdkafka does not wrap.
 #![allow(unsafe_code)]
 
+mod id_headers;
 mod lending;
 
 use std::ffi::{CStr, CString};
@@ -17,6 +18,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
+pub(crate) use self::id_headers::SentHeaders;
 pub(crate) use self::lending::{Lender, Lent, Loans, Report, Topic};
 use crate::record::Header;
 
@@ -167,35 +169,6 @@ pub(crate) fn headers(message: &BorrowedMessage<'_>) -> Vec<Header> {
         headers.push(Header { key, value });
     }
     headers
-}
-
-/// The headers of a record that was sent, to be freed by a thread of the caller's choice; with the message they would be freed
-/// by the one that reads delivery reports.
-#[derive(Debug)]
-pub(crate) struct SentHeaders(NonNull<sys::rd_kafka_headers_t>);
-
-// SAFETY: the list belongs to this value alone, and is plain memory (rdkafka_header.c).
-unsafe impl Send for SentHeaders {}
-
-impl SentHeaders {
-    /// About what a list of one header takes in memory, in bytes: three allocations.
-    pub(crate) const SIZE: usize = 256;
-
-    /// Takes them out of the message of a delivery report, which has none afterwards.
-    pub(crate) fn take(message: &BorrowedMessage<'_>) -> Option<Self> {
-        let mut list = std::ptr::null_mut();
-        // SAFETY: the message is borrowed, hence alive, and only the thread with the report uses it; the wrapper does not read a
-        // report's headers, so nobody borrows the list. The target is valid for writes.
-        unsafe { sys::rd_kafka_message_detach_headers(message.ptr(), &mut list) };
-        NonNull::new(list).map(Self)
-    }
-}
-
-impl Drop for SentHeaders {
-    fn drop(&mut self) {
-        // SAFETY: detached from its message, hence ours to destroy, once.
-        unsafe { sys::rd_kafka_headers_destroy(self.0.as_ptr()) };
-    }
 }
 
 /// Where the answers to a consumer's commits come in.

@@ -1,5 +1,6 @@
 //! Records, their ids and what becomes of them.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -49,7 +50,7 @@ impl Record {
     /// A record for `topic`, without key, payload and headers.
     pub fn to(topic: impl AsRef<str>) -> Self {
         Self {
-            topic: Arc::from(topic.as_ref()),
+            topic: shared_name(topic.as_ref()),
             partition: None,
             key: None,
             payload: None,
@@ -132,6 +133,19 @@ impl Record {
         }
         headers
     }
+}
+
+/// A topic's name; the last one of this thread is not allocated anew.
+fn shared_name(topic: &str) -> Arc<str> {
+    thread_local! {
+        static LAST: RefCell<Arc<str>> = RefCell::default();
+    }
+    LAST.with_borrow_mut(|last| {
+        if **last != *topic {
+            *last = Arc::from(topic);
+        }
+        Arc::clone(last)
+    })
 }
 
 /// A record header.

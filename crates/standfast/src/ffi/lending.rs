@@ -24,7 +24,8 @@ use rdkafka_sys::rd_kafka_vtype_t::{
 };
 
 use super::SentHeaders;
-use crate::record::{ID_HEADER, Record, RecordId};
+use super::id_headers::Lended;
+use crate::record::{Record, RecordId};
 
 /// librdkafka's `RD_KAFKA_PARTITION_UA`: the partitioner is asked.
 const UNASSIGNED: i32 = -1;
@@ -52,30 +53,38 @@ pub(crate) trait Lender {
 pub(crate) struct Lent {
     record: ManuallyDrop<Record>,
     loan: Option<Loan>,
+    headers: Option<Lended>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Loan {
     to: NonZeroUsize,
-    report: Report,
+    mark: Mark,
 }
 
-/// What a client's report says of the record that it is about. Only one report has both of a record that is lent: no other
-/// memory has the payload's address meanwhile, and records that share a payload have numbers of their own.
+/// What a record that is lent and the report on it have in common. No other has both: no other memory has the payload's address
+/// meanwhile, and records that share a payload have numbers of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Report {
+struct Mark {
     payload: usize,
     number: usize,
 }
 
+/// A client's report on a record: it is done with it.
+#[derive(Debug)]
+pub(crate) struct Report {
+    mark: Mark,
+    headers: Option<SentHeaders>,
+}
+
 impl Report {
-    /// Of a delivery report: librdkafka is done with the record.
+    /// Of a delivery report; the message has no headers afterwards.
     pub(crate) fn of(message: &BorrowedMessage<'_>, number: usize) -> Self {
+        let payload = message.payload();
+        let payload = payload.map_or(0, |payload| payload.as_ptr().addr());
         Self {
-            payload: message
-                .payload()
-                .map_or(0, |payload| payload.as_ptr().addr()),
-            number,
+            mark: Mark { payload, number },
+            headers: SentHeaders::take(message),
         }
     }
 }
@@ -86,6 +95,7 @@ impl Lent {
         Self {
             record: ManuallyDrop::new(record),
             loan: None,
+            headers: None,
         }
     }
 
@@ -93,18 +103,22 @@ impl Lent {
         &self.record
     }
 
-    /// The record, if no client has it any more; `report`: what has just been reported on it. Otherwise it is leaked.
-    pub(crate) fn end(mut self, report: Option<Report>) -> Option<Record> {
-        if self.loan.map(|loan| loan.report) == report {
+    /// The record, if no client has it any more, and its headers; `report`: what has just been reported on it. Otherwise it is leaked.
+    pub(crate) fn end(mut self, report: Option<Report>) -> (Option<Record>, Option<SentHeaders>) {
+        let (mark, mut headers) = report.map(|report| (report.mark, report.headers)).unzip();
+        if self.loan.map(|loan| loan.mark) == mark {
             self.loan = None;
         }
+        if let (Some(Some(headers)), Some(lended)) = (&mut headers, self.headers) {
+            headers.know_again(lended);
+        }
         if self.loan.is_some() {
-            return None;
+            return (None, headers.flatten());
         }
         // SAFETY: taken out once: the value is forgotten right behind it, so `drop` does not look at the record again.
         let record = unsafe { ManuallyDrop::take(&mut self.record) };
         std::mem::forget(self);
-        Some(record)
+        (Some(record), headers.flatten())
     }
 
     /// Lets the record go on without the client that it is lent to, if that is the one with these loans: they keep the payload's
@@ -182,15 +196,16 @@ where
     }
 
     /// Hands a record to librdkafka, with its id in front of its headers, and lends it the payload. Never blocks. The
-    /// number comes back with the report.
+    /// number comes back with the report. `spare`: headers of another one, to be used again.
     pub(crate) fn send(
         &self,
         lent: &mut Lent,
         id: RecordId,
         number: usize,
+        spare: Option<SentHeaders>,
     ) -> Result<(), RDKafkaErrorCode> {
         let record = lent.record();
-        let headers = native_headers(record, id)?;
+        let headers = SentHeaders::of(record, id, spare)?;
         let bytes = |bytes: &Option<Bytes>| {
             let bytes = bytes.as_ref();
             bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()))
@@ -225,20 +240,19 @@ where
                 RD_KAFKA_VTYPE_TIMESTAMP,
                 record.timestamp_ms.unwrap_or(0),
                 RD_KAFKA_VTYPE_HEADERS,
-                headers.0.as_ptr(),
+                headers.as_ptr(),
                 RD_KAFKA_VTYPE_END,
             )
         };
         if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(code.into());
         }
-        // They are the message's now.
-        std::mem::forget(headers);
+        lent.headers = Some(headers.lend());
         if flags == 0 && !payload.is_null() {
             let (to, payload) = (self.producer.context().loans().address(), payload.addr());
             lent.loan = Some(Loan {
                 to,
-                report: Report { payload, number },
+                mark: Mark { payload, number },
             });
         }
         Ok(())
@@ -250,39 +264,6 @@ impl<C: ProducerContext<Part> + Lender, Part: Partitioner> Drop for Topic<C, Par
         // SAFETY: made by `rd_kafka_topic_new`, destroyed only here, and before its client.
         unsafe { sys::rd_kafka_topic_destroy(self.native.as_ptr()) };
     }
-}
-
-/// The headers of a record, with the id in front. rust-rdkafka's `OwnedHeaders` allocates each name once more.
-fn native_headers(record: &Record, id: RecordId) -> Result<SentHeaders, RDKafkaErrorCode> {
-    // SAFETY: makes an empty list.
-    let list = unsafe { sys::rd_kafka_headers_new(record.headers.len() + 1) };
-    let list = SentHeaders(NonNull::new(list).ok_or(RDKafkaErrorCode::Fail)?);
-    let add = |name: &str, value: Option<&[u8]>| {
-        let (value, len) = value.map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len()));
-        // SAFETY: the list is alive; name and value are borrowed with their lengths, and copied.
-        let code = unsafe {
-            sys::rd_kafka_header_add(
-                list.0.as_ptr(),
-                name.as_ptr().cast(),
-                name.len() as isize,
-                value.cast(),
-                len as isize,
-            )
-        };
-        match code {
-            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => Err(RDKafkaErrorCode::from(code)),
-        }
-    };
-    add(ID_HEADER, Some(&id.to_bytes(&record.topic)))?;
-    for header in record
-        .headers
-        .iter()
-        .filter(|header| header.key != ID_HEADER)
-    {
-        add(&header.key, header.value.as_deref())?;
-    }
-    Ok(list)
 }
 
 #[cfg(test)]
@@ -353,14 +334,17 @@ mod tests {
         (Lent::new(Record::to("t").key("k").payload(payload)), watch)
     }
 
-    fn send(client: &Client, lent: &mut Lent, number: usize) {
-        let id = RecordId {
+    fn id(number: usize) -> RecordId {
+        RecordId {
             producer: Uuid::nil(),
             sequence: number as u64,
-        };
+        }
+    }
+
+    fn send(client: &Client, lent: &mut Lent, number: usize) {
         Topic::new(client, "t")
             .expect("topic")
-            .send(lent, id, number)
+            .send(lent, id(number), number, None)
             .expect("sent");
     }
 
@@ -374,20 +358,30 @@ mod tests {
         let mut second = Lent::new(Record::to("t").payload(shared));
         send(&client, &mut first, 7);
         send(&client, &mut second, 8);
-        let reports = || client.context().came.lock().expect("lock").clone();
-        while reports().len() < 2 {
+        let came = || client.context().came.lock().expect("lock");
+        while came().len() < 2 {
             client.poll(Duration::from_millis(10));
         }
-        let [of_first, of_second] = reports()[..] else {
-            panic!("two reports");
+        let of_second = came().pop();
+        let of_first = came().pop();
+        let number = |report: &Option<Report>| report.as_ref().map(|report| report.mark.number);
+        assert_eq!((number(&of_first), number(&of_second)), (Some(7), Some(8)));
+        let mark = of_first
+            .as_ref()
+            .map(|report| report.mark)
+            .expect("a report");
+        let forged = Report {
+            mark,
+            headers: None,
         };
-        assert_eq!((of_first.number, of_second.number), (7, 8));
         assert!(
-            second.end(Some(of_first)).is_none(),
+            second.end(Some(forged)).0.is_none(),
             "of another with the same payload"
         );
-        let first = first.end(Some(of_first)).expect("given back");
+        let (first, headers) = first.end(of_first);
+        let first = first.expect("given back");
         assert_eq!(first.payload.as_deref(), Some(&b"abc"[..]));
+        assert!(headers.is_some_and(|headers| headers.can_be_used_again()));
         drop(first);
         assert!(watch.upgrade().is_some(), "the second one was leaked");
     }
@@ -403,7 +397,7 @@ mod tests {
         // A second client copies nothing either.
         send(&other, &mut lent, 1);
         lent.leave_behind(other.context().loans());
-        drop(lent.end(None).expect("nobody has it any more"));
+        drop(lent.end(None).0.expect("nobody has it any more"));
         drop(old);
         assert!(watch.upgrade().is_some(), "the other one is there");
         drop(other);

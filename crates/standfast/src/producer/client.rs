@@ -15,7 +15,7 @@ use rdkafka::statistics::Statistics;
 
 use super::delivery::{Ack, ClusterNumber};
 use super::partitioner::{Choice, choosing};
-use super::shared::{BURST, Done, ProducerShared};
+use super::shared::{BURST, ProducerShared};
 use crate::client_config::BOOTSTRAP_SERVERS;
 use crate::client_log::ClientLog;
 use crate::error::{Error, Result};
@@ -122,7 +122,14 @@ impl ProducerClient {
     }
 
     /// Hands a record to librdkafka; never blocks. `wish`: the partition that it had before. `Err`: it can never be sent.
-    pub(super) fn hand(&self, id: RecordId, lent: &mut Lent, wish: Option<i32>) -> Result<Hand> {
+    /// `spare`: headers to be used again.
+    pub(super) fn hand(
+        &self,
+        id: RecordId,
+        lent: &mut Lent,
+        wish: Option<i32>,
+        spare: Option<SentHeaders>,
+    ) -> Result<Hand> {
         let choice = self.base.context().choice.rule();
         let record = lent.record();
         let is_free = record.partition.is_none() && choice.is_free(record.key.as_deref());
@@ -131,7 +138,7 @@ impl ProducerClient {
         }
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         let topic = topics.get(&record.topic, &self.base);
-        let mut send = || topic.and_then(|topic| topic.send(lent, id, id.sequence as usize));
+        let send = || topic.and_then(|topic| topic.send(lent, id, id.sequence as usize, spare));
         let (sent, chosen) = match is_free {
             true => choosing(wish, send),
             false => (send(), None),
@@ -372,11 +379,8 @@ impl ProducerContext<Choice> for ReportContext {
                     epoch: shared.epoch(),
                     cluster: self.cluster,
                 };
-                let done = Done {
-                    report: Report::of(message, number),
-                    headers: SentHeaders::take(message),
-                };
-                shared.delivered(self.generation(), sequence, Ok(ack), done);
+                let report = Report::of(message, number);
+                shared.delivered(self.generation(), sequence, Ok(ack), report);
             }
             Err((error, message)) => match error.rdkafka_error_code() {
                 // Not the record's fault: it stays in the log for the next client.
@@ -392,11 +396,8 @@ impl ProducerContext<Choice> for ReportContext {
                         topic: message.topic().to_owned(),
                         reason: Box::new(error.clone()),
                     };
-                    let done = Done {
-                        report: Report::of(message, number),
-                        headers: None,
-                    };
-                    shared.delivered(self.generation(), sequence, Err(refused), done);
+                    let report = Report::of(message, number);
+                    shared.delivered(self.generation(), sequence, Err(refused), report);
                 }
             },
         }

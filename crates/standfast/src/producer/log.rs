@@ -14,7 +14,7 @@ use super::delivery::{Ack, Completion};
 use super::replay::{Limits, Place, Replay};
 use super::room::Vacated;
 use crate::error::{Error, Result};
-use crate::ffi::{Lent, Report};
+use crate::ffi::{Lent, Report, SentHeaders};
 use crate::record::Record;
 use crate::warm::MAX_TOPICS;
 
@@ -223,7 +223,13 @@ impl SendLog {
     pub(super) fn hand_on(
         &mut self,
         limit: usize,
-        mut hand: impl FnMut(&ProducerClient, u64, &mut Lent, Option<i32>) -> Result<Hand>,
+        mut hand: impl FnMut(
+            &ProducerClient,
+            u64,
+            &mut Lent,
+            Option<i32>,
+            Option<SentHeaders>,
+        ) -> Result<Hand>,
     ) -> (Handed, Vec<(u64, Error)>) {
         let mut handed = Handed::default();
         let mut refused = Vec::new();
@@ -233,7 +239,7 @@ impl SendLog {
         let client = Arc::clone(client);
         for _ in 0..limit {
             if let Some((sequence, record)) = self.replay.next_waiting(self.replayed..self.next) {
-                match hand(&client, sequence, record, None) {
+                match hand(&client, sequence, record, None, None) {
                     Ok(Hand::Taken(_)) => {
                         handed.resent += 1;
                         handed.replayed += 1;
@@ -248,7 +254,8 @@ impl SendLog {
                 return (handed, refused);
             };
             if let Some(entry) = slot {
-                match hand(&client, self.next, &mut entry.record, entry.chosen) {
+                let spare = self.replay.spent().pop_headers();
+                match hand(&client, self.next, &mut entry.record, entry.chosen, spare) {
                     Ok(Hand::Taken(chosen)) => {
                         entry.chosen = chosen.or(entry.chosen);
                         handed.resent += usize::from(entry.was_handed);
@@ -283,13 +290,20 @@ impl SendLog {
             let Some(waiting) = self.replay.take_waiting(sequence) else {
                 return Resolved::Nothing;
             };
-            if let (Some(place), Some(record)) = (place, waiting.record.end(report)) {
+            let (record, headers) = waiting.record.end(report);
+            self.replay.spent().push_headers(headers);
+            if let (Some(place), Some(record)) = (place, record) {
                 self.replay.keep(sequence, record, place, waiting.room);
             }
             return Resolved::Replay;
         };
         self.unresolved -= 1;
-        let (record, replay_room) = entry.finish(result, report, &mut self.vacated);
+        self.vacated.add(entry.room.bytes);
+        let replay_room = entry.room.replay;
+        // Nobody waits: the send was dropped or timed out.
+        let _ = entry.completion.send(result.map_err(Box::new));
+        let (record, headers) = entry.record.end(report);
+        self.replay.spent().push_headers(headers);
         if let (Some(place), Some(record)) = (place, record) {
             self.replay.keep(sequence, record, place, replay_room);
         }
@@ -310,22 +324,7 @@ impl SendLog {
         self.unresolved = 0;
         self.replay.clear();
         for entry in self.entries.drain(..).flatten() {
-            entry.finish(Err(Error::Closed), None, &mut self.vacated);
+            let _ = entry.completion.send(Err(Box::new(Error::Closed)));
         }
-    }
-}
-
-impl Entry {
-    /// The record, and its room in the replay buffer.
-    fn finish(
-        self,
-        result: Result<Ack>,
-        report: Option<Report>,
-        vacated: &mut Vacated,
-    ) -> (Option<Record>, Option<OwnedSemaphorePermit>) {
-        vacated.add(self.room.bytes);
-        // Nobody waits: the send was dropped or timed out.
-        let _ = self.completion.send(result.map_err(Box::new));
-        (self.record.end(report), self.room.replay)
     }
 }

@@ -16,7 +16,7 @@ use super::room::Room;
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, FleetEvent};
-use crate::ffi::{Report, SentHeaders};
+use crate::ffi::Report;
 use crate::fleet::FleetShared;
 use crate::record::{Record, RecordId};
 use crate::stats::add;
@@ -48,13 +48,6 @@ pub(crate) struct ProducerShared {
     pub(super) flushers: AtomicUsize,
     /// The last generation that reported a fatal error, and the error.
     pub(super) broken: watch::Sender<(u64, String)>,
-}
-
-/// What a client gives back with its report on a record.
-#[derive(Debug)]
-pub(super) struct Done {
-    pub(super) report: Report,
-    pub(super) headers: Option<SentHeaders>,
 }
 
 impl ProducerShared {
@@ -144,8 +137,8 @@ impl ProducerShared {
     }
 
     pub(super) fn hand_on_locked(&self, log: &mut SendLog, limit: usize) -> Handed {
-        let (handed, refused) = log.hand_on(limit, |client, sequence, record, wish| {
-            client.hand(self.id(sequence), record, wish)
+        let (handed, refused) = log.hand_on(limit, |client, sequence, record, wish, spare| {
+            client.hand(self.id(sequence), record, wish, spare)
         });
         add(&self.fleet.counters.records_resent, handed.resent);
         add(&self.fleet.counters.records_replayed, handed.replayed);
@@ -257,7 +250,7 @@ impl ProducerShared {
         generation: u64,
         sequence: u64,
         result: Result<Ack>,
-        done: Done,
+        report: Report,
     ) {
         let mut log = self.lock();
         if log.generation() != generation {
@@ -266,11 +259,8 @@ impl ProducerShared {
             }
             return;
         }
-        self.resolve_locked(&mut log, sequence, result, Some(done.report));
+        self.resolve_locked(&mut log, sequence, result, Some(report));
         self.hand_on_locked(&mut log, BURST);
-        if let Some(headers) = done.headers {
-            log.replay.spent().push_headers(headers);
-        }
         let surplus = log.replay.take_surplus();
         drop(log);
         drop(surplus);

@@ -26,13 +26,19 @@ impl Spent {
         self.records.push(record);
     }
 
-    pub(super) fn push_headers(&mut self, headers: SentHeaders) {
-        self.headers.push(headers);
+    pub(super) fn push_headers(&mut self, headers: Option<SentHeaders>) {
+        if let Some(headers) = headers {
+            self.headers.push(headers);
+        }
     }
 
-    /// One record's.
-    pub(super) fn pop(&mut self) -> (Option<Record>, Option<SentHeaders>) {
-        (self.records.pop(), self.headers.pop())
+    pub(super) fn pop(&mut self) -> Option<Record> {
+        self.records.pop()
+    }
+
+    /// For the next record to be handed on.
+    pub(super) fn pop_headers(&mut self) -> Option<SentHeaders> {
+        self.headers.pop()
     }
 
     /// Records beyond this many bytes.

@@ -59,7 +59,7 @@ fn push(log: &mut SendLog, room: &Room) -> Answer {
 
 fn hand_all(log: &mut SendLog) -> (Vec<u64>, usize) {
     let mut seen = Vec::new();
-    let (handed, refused) = log.hand_on(100, |_, sequence, _, _| {
+    let (handed, refused) = log.hand_on(100, |_, sequence, _, _, _| {
         seen.push(sequence);
         Ok(Hand::Taken(None))
     });
@@ -120,7 +120,7 @@ fn a_full_client_and_a_fence_hold_records_in_order() {
     log.install(1);
     log.gate = Gate::Open(client());
     let mut capacity = 2;
-    let (handed, _) = log.hand_on(100, |_, _, _, _| {
+    let (handed, _) = log.hand_on(100, |_, _, _, _, _| {
         capacity -= 1;
         Ok(if capacity >= 0 {
             Hand::Taken(None)

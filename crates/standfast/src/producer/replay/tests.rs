@@ -92,7 +92,7 @@ fn what_is_kept_and_what_waits_to_be_freed_share_the_bound() {
         keep(&mut replay, 0, n, n as i64);
     }
     drop(replay.take_surplus());
-    let waiting = std::iter::from_fn(|| replay.spent().pop().0).count();
+    let waiting = std::iter::from_fn(|| replay.spent().pop()).count();
     assert!((1..30).contains(&waiting), "{waiting}");
     assert!(replay.held().1 + waiting * size <= 10_000, "{waiting}");
 }
