@@ -101,6 +101,11 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
+    /// Key and value, made anew for each record as by an application that serializes them.
+    fn record(&self, number: usize) -> (Vec<u8>, Vec<u8>) {
+        ((number as u64).to_be_bytes().to_vec(), self.value.to_vec())
+    }
+
     /// Waits until the record of this number is due. Some are sent at once then, as timers tick in milliseconds.
     async fn wait(&self, began: Instant, number: usize) {
         let Some(rate) = self.rate else { return };
@@ -111,7 +116,6 @@ impl Load<'_> {
     }
 }
 
-/// The rounds of both.
 /// Microseconds per record: of time, and of the processor's.
 async fn measure(sender: Sender<'_>, load: &Load<'_>) -> Result<Value> {
     let (began, cpu) = (Instant::now(), cpu_time()?);
@@ -131,8 +135,8 @@ async fn send_bare(producer: &FutureProducer, load: &Load<'_>) -> Result<()> {
         if open.len() == load.window {
             wait_bare(open.pop_front()).await?;
         }
-        let key = (number as u64).to_be_bytes();
-        let mut record = FutureRecord::to(load.topic).key(&key).payload(load.value);
+        let (key, value) = load.record(number);
+        let mut record = FutureRecord::to(load.topic).key(&key).payload(&value);
         loop {
             match producer.send_result(record) {
                 Ok(delivery) => break open.push_back(delivery),
@@ -167,10 +171,8 @@ async fn send_wrapped(producer: &FailoverProducer, load: &Load<'_>) -> Result<()
             let delivery: standfast::DeliveryFuture = delivery;
             delivery.await?;
         }
-        let key = (number as u64).to_be_bytes();
-        let record = Record::to(load.topic)
-            .key(key.to_vec())
-            .payload(load.value.to_vec());
+        let (key, value) = load.record(number);
+        let record = Record::to(load.topic).key(key).payload(value);
         open.push_back(producer.enqueue(record).await?);
     }
     for delivery in open {

@@ -23,13 +23,13 @@ unsafe impl Send for SentHeaders {}
 
 /// What is remembered of a list while a message has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lended {
+pub(super) struct InUse {
     list: NonNull<sys::rd_kafka_headers_t>,
     id: Option<NonNull<u8>>,
 }
 
 // SAFETY: addresses, which are only compared, and used again with the list of which `id` is a part.
-unsafe impl Send for Lended {}
+unsafe impl Send for InUse {}
 
 impl SentHeaders {
     /// About what a list of one header takes in memory, in bytes.
@@ -109,13 +109,13 @@ impl SentHeaders {
     }
 
     /// A message has taken the list.
-    pub(super) fn lend(self) -> Lended {
-        let lended = Lended {
+    pub(super) fn into_use(self) -> InUse {
+        let in_use = InUse {
             list: self.list,
             id: self.id,
         };
         std::mem::forget(self);
-        lended
+        in_use
     }
 
     /// Takes them out of the message of a delivery report, which has none afterwards.
@@ -134,9 +134,9 @@ impl SentHeaders {
     }
 
     /// If this is the list that was lent, it can be used again.
-    pub(super) fn know_again(&mut self, lended: Lended) {
-        if lended.list == self.list {
-            self.id = lended.id;
+    pub(super) fn know_again(&mut self, in_use: InUse) {
+        if in_use.list == self.list {
+            self.id = in_use.id;
         }
     }
 }
@@ -198,13 +198,13 @@ mod tests {
         let first = SentHeaders::of(&Record::to("t"), id(1), None).expect("headers");
         assert_eq!(read(&first), [id_header("t", 1)]);
         let address = first.list;
-        let lended = first.lend();
+        let in_use = first.into_use();
         // As a report brings it.
         let mut back = SentHeaders {
-            list: lended.list,
+            list: in_use.list,
             id: None,
         };
-        back.know_again(lended);
+        back.know_again(in_use);
         let second = SentHeaders::of(&Record::to("other"), id(2), Some(back)).expect("headers");
         assert_eq!(
             (second.list, read(&second)),
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(read(&plain), [id_header("t", 2)]);
         let second = SentHeaders::of(&record, id(1), Some(plain)).expect("headers");
         assert_eq!(read(&second), all);
-        let of_another = Lended {
+        let of_another = InUse {
             list: NonNull::dangling(),
             id: Some(NonNull::dangling()),
         };

@@ -24,7 +24,7 @@ use rdkafka_sys::rd_kafka_vtype_t::{
 };
 
 use super::SentHeaders;
-use super::id_headers::Lended;
+use super::id_headers::InUse;
 use crate::record::{Record, RecordId};
 
 /// librdkafka's `RD_KAFKA_PARTITION_UA`: the partitioner is asked.
@@ -53,7 +53,7 @@ pub(crate) trait Lender {
 pub(crate) struct Lent {
     record: ManuallyDrop<Record>,
     loan: Option<Loan>,
-    headers: Option<Lended>,
+    headers: Option<InUse>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +109,8 @@ impl Lent {
         if self.loan.map(|loan| loan.mark) == mark {
             self.loan = None;
         }
-        if let (Some(Some(headers)), Some(lended)) = (&mut headers, self.headers) {
-            headers.know_again(lended);
+        if let (Some(Some(headers)), Some(in_use)) = (&mut headers, self.headers) {
+            headers.know_again(in_use);
         }
         if self.loan.is_some() {
             return (None, headers.flatten());
@@ -247,7 +247,7 @@ where
         if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(code.into());
         }
-        lent.headers = Some(headers.lend());
+        lent.headers = Some(headers.into_use());
         if flags == 0 && !payload.is_null() {
             let (to, payload) = (self.producer.context().loans().address(), payload.addr());
             lent.loan = Some(Loan {
