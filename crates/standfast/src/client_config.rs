@@ -28,7 +28,7 @@ const COMMON: &[(&str, &str)] = &[
 ];
 
 const PRODUCER: &[(&str, &str)] = &[
-    // Bounds the copy inside librdkafka; the rest waits in the wrapper's own log.
+    // Bounds what librdkafka works on at a time; the rest waits in the wrapper's own log.
     ("queue.buffering.max.kbytes", "65536"),
     // Java's partitioner, so that a key has the same partition whoever writes it, on every cluster.
     ("partitioner", "murmur2_random"),

@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
+mod cache_line;
 mod client_config;
 mod client_log;
 mod conductor;

@@ -1,7 +1,8 @@
 //! Counters as a plain snapshot.
 
-use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::cache_line::OwnLine;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -113,19 +114,12 @@ counters! {
     wrong_cluster,
 }
 
-/// Has a cache line of its own, so that threads that count different things do not wait for each other.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Counter(AtomicU64);
-
-impl Deref for Counter {
-    type Target = AtomicU64;
-
-    fn deref(&self) -> &AtomicU64 {
-        &self.0
-    }
-}
+/// Threads that count different things do not wait for each other.
+type Counter = OwnLine<AtomicU64>;
 
 pub(crate) fn add(counter: &AtomicU64, n: usize) {
-    counter.fetch_add(n as u64, Relaxed);
+    // Adding nothing would take the line away from who counts there.
+    if n > 0 {
+        counter.fetch_add(n as u64, Relaxed);
+    }
 }

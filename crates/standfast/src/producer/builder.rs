@@ -14,6 +14,7 @@ use super::partitioner::{Partitioner, Rule};
 use super::replay::{DEFAULT_REPLAY_AGE, DEFAULT_REPLAY_BYTES, Limits, Overflow};
 use super::room::Room;
 use super::{FailoverProducer, ProducerShared};
+use crate::cache_line::OwnLine;
 use crate::client_config::{self, Properties, Role};
 use crate::error::Result;
 use crate::fleet::FleetShared;
@@ -135,15 +136,15 @@ impl ProducerBuilder {
             instance: Uuid::new_v4(),
             properties: self.properties,
             rule,
-            log: Mutex::new(SendLog::new(Limits {
+            log: OwnLine(Mutex::new(SendLog::new(Limits {
                 bytes: replay_bytes,
                 ..self.replay
-            })),
+            }))),
             replay: must_protect.then(|| Arc::new(Semaphore::new(replay_bytes))),
             replay_limit: replay_bytes,
             overflow: self.replay.overflow,
             kept: Mutex::new((0, 0)),
-            room: Room::new(records, bytes),
+            room: OwnLine(Room::new(records, bytes)),
             clusters: Arc::default(),
             epoch: AtomicU64::new(0),
             generations: AtomicU64::new(0),

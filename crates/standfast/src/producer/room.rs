@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::sync::{Semaphore, TryAcquireError};
 
+use crate::cache_line::OwnLine;
+
 /// Records whose room is given back together.
 const HANDFUL: usize = 64;
 
@@ -28,8 +30,8 @@ impl Vacated {
 pub(super) struct Room {
     records: Semaphore,
     bytes: Semaphore,
-    /// How many wait.
-    waiting: AtomicUsize,
+    /// How many wait. Looked at with each acknowledgement, while sends take from the semaphores.
+    waiting: OwnLine<AtomicUsize>,
     byte_limit: usize,
 }
 
@@ -39,7 +41,7 @@ impl Room {
         Self {
             records: Semaphore::new(records),
             bytes: Semaphore::new(bytes),
-            waiting: AtomicUsize::new(0),
+            waiting: OwnLine::default(),
             byte_limit: bytes,
         }
     }

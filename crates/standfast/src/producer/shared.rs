@@ -13,6 +13,7 @@ use super::delivery::{Ack, Clusters, DeliveryFuture};
 use super::log::{Gate, Handed, Resolved, SendLog, Taken};
 use super::partitioner::Rule;
 use super::room::Room;
+use crate::cache_line::OwnLine;
 use crate::client_config::Properties;
 use crate::error::{Error, Result};
 use crate::event::{ClientName, FleetEvent};
@@ -33,8 +34,8 @@ pub(crate) struct ProducerShared {
     pub(super) properties: Properties,
     pub(super) rule: Rule,
     /// Admission, handing on and the swap of clients must see the same order: one lock, never held across an await.
-    pub(super) log: Mutex<SendLog>,
-    pub(super) room: Room,
+    pub(super) log: OwnLine<Mutex<SendLog>>,
+    pub(super) room: OwnLine<Room>,
     pub(super) clusters: Arc<Clusters>,
     /// Room in the replay buffer, if none may go unprotected.
     pub(super) replay: Option<Arc<Semaphore>>,
