@@ -19,6 +19,8 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
 pub(crate) use self::id_headers::SentHeaders;
+#[cfg(test)]
+pub(crate) use self::lending::tests::watched_payload;
 pub(crate) use self::lending::{Lender, Lent, Loans, Report, Topic};
 use crate::record::Header;
 

@@ -267,7 +267,8 @@ impl<C: ProducerContext<Part> + Lender, Part: Partitioner> Drop for Topic<C, Par
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::sync::Weak;
     use std::time::Duration;
 
     use rdkafka::ClientConfig;
@@ -318,19 +319,23 @@ mod tests {
         )
     }
 
-    /// Memory whose end is seen: with it goes the last of these.
-    struct Memory(#[allow(dead_code)] Arc<()>, [u8; 3]);
+    struct Memory(#[allow(dead_code)] Arc<()>);
 
     impl AsRef<[u8]> for Memory {
         fn as_ref(&self) -> &[u8] {
-            &self.1
+            b"abc"
         }
     }
 
-    fn record() -> (Lent, std::sync::Weak<()>) {
+    /// A payload, and what tells whether its memory is still there.
+    pub(crate) fn watched_payload() -> (Bytes, Weak<()>) {
         let alive = Arc::new(());
         let watch = Arc::downgrade(&alive);
-        let payload = Bytes::from_owner(Memory(alive, *b"abc"));
+        (Bytes::from_owner(Memory(alive)), watch)
+    }
+
+    fn record() -> (Lent, Weak<()>) {
+        let (payload, watch) = watched_payload();
         (Lent::new(Record::to("t").key("k").payload(payload)), watch)
     }
 

@@ -16,6 +16,7 @@ use super::*;
 use crate::client_config::Properties;
 use crate::client_log::ClientLog;
 use crate::event::ClientName;
+use crate::ffi::watched_payload;
 use crate::target::Bound;
 
 const LIMITS: Limits = Limits {
@@ -186,4 +187,38 @@ fn what_the_new_cluster_lacks_comes_back_at_its_old_place() {
         );
     }
     assert_eq!((log.unresolved(), log.replay.held().0), (0, 5));
+}
+
+#[test]
+fn a_client_that_is_cut_off_keeps_what_it_may_still_read_and_no_longer() {
+    let mut log = SendLog::new(LIMITS);
+    let (payload, watch) = watched_payload();
+    let (completion, _answer) = oneshot::channel();
+    let taken = Taken {
+        bytes: 1,
+        replay: None,
+    };
+    let record = Record::to("t").partition(0).payload(payload);
+    log.push(record, completion, taken);
+    log.install(1);
+    log.gate = Gate::Open(client());
+    let (handed, refused) = log.hand_on(1, |client, sequence, lent, wish, spare| {
+        let id = crate::record::RecordId {
+            producer: Uuid::nil(),
+            sequence,
+        };
+        client.hand(id, lent, wish, spare)
+    });
+    assert!(refused.is_empty() && !handed.is_asking);
+
+    let old = log.cut_off().expect("the old client");
+    log.close();
+    assert!(watch.upgrade().is_some(), "the client has it in its queue");
+    drop(old);
+    // Its poll thread has a share of the client until its round is over.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while watch.upgrade().is_some() {
+        assert!(Instant::now() < deadline, "leaked");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
