@@ -32,7 +32,7 @@ use crate::record::{Delivery, Record};
 /// A send resolves when the cluster that is active *now* has acknowledged the record. What is unacknowledged when
 /// the active cluster changes is sent to the new one, in the order in which it was given, ahead of new records. The
 /// order per key and per partition therefore holds across a failover. A record that the old cluster had stored without its
-/// acknowledgement getting through may stand in the log twice; both have the same [`RecordId`], and the wrapper's consumers
+/// acknowledgement getting through may stand in the log twice; both have the same [`RecordId`](crate::RecordId), and the wrapper's consumers
 /// drop the second.
 ///
 /// **Nothing is lost with a cluster** as long as the producer lives: an acknowledged record is kept until every other cluster of
@@ -148,7 +148,7 @@ impl FailoverProducer {
         self.shared.lock().unresolved()
     }
 
-    /// The id of this producer instance: the first half of its records' [`RecordId`]s.
+    /// The id of this producer instance: the first half of its records' [`RecordId`](crate::RecordId)s.
     pub fn instance(&self) -> Uuid {
         self.shared.instance
     }
