@@ -392,6 +392,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn an_empty_payload_and_none_are_given_back_too() {
+        let cluster = MockCluster::new(1).expect("mock cluster");
+        cluster.create_topic("t", 1, 1).expect("topic");
+        let client = client(&cluster.bootstrap_servers());
+        for (number, record) in [Record::to("t").payload(""), Record::to("t")]
+            .into_iter()
+            .enumerate()
+        {
+            let mut lent = Lent::new(record.clone());
+            send(&client, &mut lent, number);
+            let came = || client.context().came.lock().expect("lock").pop();
+            let report = loop {
+                client.poll(Duration::from_millis(10));
+                if let Some(report) = came() {
+                    break report;
+                }
+            };
+            assert_eq!(lent.end(Some(report)).0, Some(record));
+        }
+    }
+
+    #[test]
     fn what_a_client_may_still_read_goes_with_the_client() {
         let (old, other) = (client("127.0.0.1:1"), client("127.0.0.1:1"));
         let (mut lent, watch) = record();

@@ -173,8 +173,9 @@ async fn reading_goes_back_to_the_handoff() {
     })
     .await;
     println!("frozen: old client gone after {took:?}");
-    // 5 s in which it stays, 12 s in which it tries to leave its group, and the session's 10 s if a commit still waits then.
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    // 5 s in which it stays, 12 s in which it tries to leave its group, the session's 10 s if a commit still waits then; and some
+    // for a busy machine.
+    assert!(took < Duration::from_secs(35), "{took:?}");
     // An acknowledgement of a record that east does not have must not move the group there.
     consumer.ack(&lost).expect("ack");
     assert_eq!(fleet.snapshot().acks_ignored, 1);

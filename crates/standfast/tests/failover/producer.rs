@@ -191,6 +191,38 @@ async fn a_fence_holds_sends_and_the_flip_releases_them() {
     );
 }
 
+/// More topics than a client keeps at hand, in turns: each record gets to its own, and its answer says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_producer_sends_to_many_topics() {
+    const TOPICS: usize = 100;
+    let world = World::start(1).await;
+    let name = |n: usize| format!("many-{n}");
+    for n in 0..TOPICS {
+        world.west.create_topic(&name(n), 1, &[]).expect("topic");
+    }
+    let fleet = world.connect().await;
+    let producer = fleet.producer().build().await.expect("producer");
+    let mut answers = Vec::new();
+    for round in 0..3 {
+        for n in 0..TOPICS {
+            let record = Record::to(name(n)).payload(format!("{round} of {n}"));
+            answers.push((n, round, producer.enqueue(record).await.expect("room")));
+        }
+    }
+    for (n, round, answer) in answers {
+        let delivery = tokio::time::timeout(SOON, answer).await.expect("in time");
+        let delivery = delivery.expect("acknowledged");
+        let (topic, offset) = (delivery.topic.to_string(), delivery.offset);
+        assert_eq!((topic, offset), (name(n), round));
+        assert_eq!(delivery.cluster.as_str(), WEST);
+    }
+    for n in [0, TOPICS - 1] {
+        let there = dump(&world.west.bootstrap(), &name(n), 0);
+        let payloads: Vec<_> = there.into_iter().map(|(_, _, payload)| payload).collect();
+        assert_eq!(payloads, [0, 1, 2].map(|round| format!("{round} of {n}")));
+    }
+}
+
 /// A fence that is lifted again without a switch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_for_a_missing_topic_fails_alone() {
