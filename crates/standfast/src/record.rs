@@ -116,16 +116,20 @@ impl Record {
         }
     }
 
-    /// The headers as librdkafka wants them, with the id in front.
+    /// The application's headers, without a forged id.
+    pub(crate) fn own_headers(&self) -> impl Iterator<Item = &Header> {
+        self.headers.iter().filter(|h| h.key != ID_HEADER)
+    }
+
+    /// The headers as rust-rdkafka wants them, with the id in front.
     pub(crate) fn kafka_headers(&self, id: RecordId) -> OwnedHeaders {
-        let own = self.headers.iter().filter(|h| h.key != ID_HEADER);
         let id = id.to_bytes(&self.topic);
         let mut headers =
             OwnedHeaders::new_with_capacity(self.headers.len() + 1).insert(KafkaHeader {
                 key: ID_HEADER,
                 value: Some(id.as_slice()),
             });
-        for header in own {
+        for header in self.own_headers() {
             headers = headers.insert(KafkaHeader {
                 key: &header.key,
                 value: header.value.as_deref(),

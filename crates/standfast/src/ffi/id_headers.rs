@@ -42,11 +42,7 @@ impl SentHeaders {
         spare: Option<Self>,
     ) -> Result<Self, RDKafkaErrorCode> {
         let bytes = id.to_bytes(&record.topic);
-        let mut own = record
-            .headers
-            .iter()
-            .filter(|h| h.key != ID_HEADER)
-            .peekable();
+        let mut own = record.own_headers().peekable();
         let is_plain = own.peek().is_none();
         if let Some(spare) = spare
             && is_plain

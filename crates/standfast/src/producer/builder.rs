@@ -144,7 +144,7 @@ impl ProducerBuilder {
             replay_limit: replay_bytes,
             overflow: self.replay.overflow,
             kept: Mutex::new((0, 0)),
-            room: OwnLine(Room::new(records, bytes)),
+            room: Room::new(records, bytes),
             clusters: Arc::default(),
             epoch: AtomicU64::new(0),
             generations: AtomicU64::new(0),

@@ -365,12 +365,11 @@ impl ProducerContext<Choice> for ReportContext {
         Some(&self.choice)
     }
 
-    fn delivery(&self, report: &DeliveryResult<'_>, sequence: usize) {
+    fn delivery(&self, report: &DeliveryResult<'_>, number: usize) {
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
-        let number = sequence;
-        let sequence = sequence as u64;
+        let sequence = number as u64;
         match report {
             Ok(message) => {
                 let ack = Ack {

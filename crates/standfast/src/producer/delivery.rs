@@ -16,6 +16,9 @@ use crate::record::{Delivery, RecordId};
 /// Answers a send.
 pub(super) type Completion = oneshot::Sender<std::result::Result<Ack, Box<Error>>>;
 
+/// The other end of it.
+pub(super) type Answer = oneshot::Receiver<std::result::Result<Ack, Box<Error>>>;
+
 /// An acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ack {
@@ -53,7 +56,7 @@ impl Clusters {
 /// The acknowledgement of a record, to come. Dropping it does not take the record back.
 #[derive(Debug)]
 pub struct DeliveryFuture {
-    answer: oneshot::Receiver<std::result::Result<Ack, Box<Error>>>,
+    answer: Answer,
     id: RecordId,
     topic: Arc<str>,
     clusters: Arc<Clusters>,
@@ -61,7 +64,7 @@ pub struct DeliveryFuture {
 
 impl DeliveryFuture {
     pub(super) fn new(
-        answer: oneshot::Receiver<std::result::Result<Ack, Box<Error>>>,
+        answer: Answer,
         id: RecordId,
         topic: Arc<str>,
         clusters: Arc<Clusters>,

@@ -35,7 +35,7 @@ pub(crate) struct ProducerShared {
     pub(super) rule: Rule,
     /// Admission, handing on and the swap of clients must see the same order: one lock, never held across an await.
     pub(super) log: OwnLine<Mutex<SendLog>>,
-    pub(super) room: OwnLine<Room>,
+    pub(super) room: Room,
     pub(super) clusters: Arc<Clusters>,
     /// Room in the replay buffer, if none may go unprotected.
     pub(super) replay: Option<Arc<Semaphore>>,

@@ -7,7 +7,7 @@ use standfast_discovery::{ClusterName, Epoch};
 use tokio::sync::oneshot;
 
 use super::client::{Hand, ProducerClient, ReportContext};
-use super::delivery::{Ack, ClusterNumber};
+use super::delivery::{Ack, Answer, ClusterNumber};
 use super::log::{Gate, Resolved, SendLog};
 use super::partitioner::{Choice, Rule};
 use super::replay::Limits;
@@ -24,8 +24,6 @@ const LIMITS: Limits = Limits {
     age: Duration::from_secs(60),
     overflow: Overflow::Unprotected,
 };
-
-type Answer = oneshot::Receiver<std::result::Result<Ack, Box<Error>>>;
 
 /// A client that never connects: the log only needs something to hand records to.
 fn client() -> Arc<ProducerClient> {
